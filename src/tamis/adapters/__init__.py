@@ -1,0 +1,1 @@
+"""The adapters room: one file per adapter, registered where it is defined."""

@@ -1,0 +1,1 @@
+"""The composers room: one file per composer, registered where it is defined."""

@@ -1,0 +1,47 @@
+"""What a component is handed besides its records: seed, model, judge, and where to count what it drops."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tamis import hashing
+from tamis.records import Completion, Prompt, Verdict
+
+if TYPE_CHECKING:
+    from tamis.models.chat import ChatFormat
+
+Judge = Callable[[Mapping[str, Prompt], Sequence[Completion]], list[Verdict]]
+
+
+@dataclass
+class Context:
+    """Handed to every component call.
+
+    `model` offers the capabilities the component asked for in `needs`; `chat` is the chat format of the model to be tuned;
+    `judge` is there for samplers that need verdicts while they sample; `shared` is what a barrier computed from all records.
+    """
+
+    seed: int = 0
+    model: Any = None
+    chat: "ChatFormat | None" = None
+    judge: Judge | None = None
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    progress: Callable[..., None] = lambda **_: None
+
+    def rng(self, *parts: Any) -> np.random.Generator:
+        """Return a generator derived from the seed and `parts` (a record id, an index), never from call order."""
+        return hashing.rng(self.seed, *parts)
+
+    def count(self, what: str, n: int = 1) -> None:
+        """Count something for the report."""
+        self.counts[what] += n
+
+    def drop(self, record: str, reason: str, **detail: Any) -> None:
+        """Count a record that is left out and write it aside with its reason. `record` is an id or "file:line"."""
+        self.counts[f"dropped: {reason}"] += 1
+        self.dropped.append({"record": record, "reason": reason, **detail})

@@ -1,0 +1,1 @@
+"""The evaluators room: one file per evaluator, registered where it is defined."""

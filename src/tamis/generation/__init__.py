@@ -1,0 +1,20 @@
+"""Sampling from and scoring with any `transformers` causal language model; token ids in, token ids out."""
+
+from tamis.generation.engine import sample
+from tamis.generation.rows import Request, Sampled
+from tamis.generation.sampling import Drawn, check_law, draw, truncate
+from tamis.generation.scoring import next_logits, score
+from tamis.generation.stops import StopStrings
+
+__all__ = [
+    "Drawn",
+    "Request",
+    "Sampled",
+    "StopStrings",
+    "check_law",
+    "draw",
+    "next_logits",
+    "sample",
+    "score",
+    "truncate",
+]

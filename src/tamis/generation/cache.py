@@ -1,0 +1,115 @@
+"""A preallocated key/value cache of independent rows, in the form `transformers` models write to.
+
+Row r of every layer holds the keys and values of one sequence from column 0 on, so a column is a position. Each forward
+pass writes one column per row (each row its own) and attends over the columns up to the longest row.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+_GROW = 64
+
+
+class RowCache(Cache):
+    """Keys and values (rows, heads, columns, head_dim) per layer; grows by columns, never by rows.
+
+    Before a forward pass over the first n rows, `aim` tells at which columns (n,) they write and how many columns are seen.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(layers=[])
+        self.layers: list[Any]
+        self.rows = rows
+        self.index = torch.empty(0, dtype=torch.int64)
+        self.columns = torch.empty(0, dtype=torch.int64)
+        self.width = 0
+
+    def aim(self, columns: Tensor, width: int) -> None:
+        """Set the columns (n,) int64 that the next pass over the first n rows writes, and the number of columns it sees."""
+        self.index = torch.arange(len(columns), device=columns.device)
+        self.columns, self.width = columns, width
+        for layer in self.layers:
+            layer.reserve(width)
+
+    def admit(self, prefilled: Cache, source: int, length: int, rows: slice) -> None:
+        """Copy the first `length` columns of row `source` of `prefilled` into each of `rows`."""
+        if not self.layers:
+            self.layers = [RowLayer(self, layer.keys, layer.values) for layer in prefilled.layers]
+        self.width = max(self.width, length)
+        for layer, filled in zip(self.layers, prefilled.layers, strict=True):
+            layer.reserve(length)
+            layer.keys[rows, :, :length] = filled.keys[source, :, :length]
+            layer.values[rows, :, :length] = filled.values[source, :, :length]
+
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy rows `sources` over rows `targets`."""
+        if sources:
+            for layer in self.layers:
+                layer.keys[targets, :, : self.width] = layer.keys[sources, :, : self.width]
+                layer.values[targets, :, : self.width] = layer.values[sources, :, : self.width]
+
+
+class RowLayer(CacheLayerMixin):
+    """One layer of a `RowCache`; shapes, dtype and device are those of the `keys` and `values` it is made after."""
+
+    is_sliding = False
+
+    def __init__(self, cache: RowCache, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.cache = cache
+        self.lazy_initialization(keys, values)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make buffers of no columns that `reserve` lets grow."""
+        self.keys = _empty_rows(key_states, self.cache.rows)
+        self.values = _empty_rows(value_states, self.cache.rows)
+        self.is_initialized = True
+
+    def reserve(self, columns: int) -> None:
+        """Make room for at least `columns`, doubling so that growth costs a constant per column."""
+        have = self.keys.shape[2]
+        if columns > have:
+            extra = max(columns, 2 * have, _GROW) - have
+            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, extra))
+            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, extra))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write (n, heads, 1, head_dim) states at each row's column; return views of all columns in sight."""
+        at = self.cache
+        rows = len(at.index)
+        self.keys[at.index, :, at.columns] = key_states[:, :, 0]
+        self.values[at.index, :, at.columns] = value_states[:, :, 0]
+        return self.keys[:rows, :, : at.width], self.values[:rows, :, : at.width]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns in sight, and the offset of the first."""
+        return self.cache.width, 0
+
+    def get_seq_length(self) -> int:
+        """Columns in sight before the pass that `aim` announced."""
+        return self.cache.width - 1
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+
+def fits_rows(config: Any, length: int) -> bool:
+    """Whether sequences of `length` tokens of a model with this config can live in a `RowCache`.
+
+    True where every layer keeps plain keys and values, or a sliding window that `length` does not leave.
+    """
+    if getattr(config.get_text_config(decoder=True), "num_kv_shared_layers", 0):
+        return False
+    layers = DynamicCache(config=config).layers
+    return all(
+        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and length <= layer.sliding_window)
+        for layer in layers
+    )
+
+
+def _empty_rows(like: Tensor, rows: int) -> Tensor:
+    return like.new_zeros((rows, like.shape[1], 0, like.shape[3]))

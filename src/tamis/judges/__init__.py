@@ -1,0 +1,1 @@
+"""The judges room: one file per judge, registered where it is defined."""

@@ -1,0 +1,46 @@
+"""What evaluators ask for and what they return."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tamis.pool import Pool
+from tamis.records import Law, Prompt
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A request of an evaluator: `n` completions per held-out prompt under `law`."""
+
+    law: Law
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class View:
+    """What an evaluator sees of one model: held-out prompts, a judged pool per draw it asked for, and the model itself.
+
+    `model` offers the capabilities the evaluator named in `needs`; it is None when it named none.
+    """
+
+    prompts: Sequence[Prompt]
+    pools: Mapping[Draw, Pool]
+    model: Any = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure with its 95% interval. `per_item` maps prompt ids to the prompt's own value, for paired comparison.
+
+    `n` is the number of prompts that count. `notes` holds counts worth showing (unparseable answers, truncated completions).
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    per_item: Mapping[str, float] = field(default_factory=dict)
+    unit: str = ""
+    higher_is_better: bool = True
+    notes: Mapping[str, float | int | str] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The objectives room: one file per objective, registered where it is defined."""

@@ -1,0 +1,351 @@
+"""Running a recipe: the only module that knows all rooms.
+
+A stage's key hashes its resolved config, its inputs' keys, the identity of the model it uses, the seed and the component's
+version. The same key means the same bytes, so a stage that is there is not done again, in this run or any other of the same
+runs folder. Work units are fixed slices of the records, so a restart repeats at most the unit in flight.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tamis import __version__, registry, stages, store
+from tamis.context import Context
+from tamis.errors import ModelError, TamisError
+from tamis.hashing import digest
+from tamis.models.base import ModelRef
+from tamis.pool import Pool
+from tamis.recipe import Recipe, split_stage, tune_parts
+from tamis.records import Completion, Example, Prompt, Verdict
+from tamis.runs import Run
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class State:
+    """What the next stage starts from."""
+
+    base: ModelRef
+    model: ModelRef
+    prompts: list[Prompt] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    selection: tuple[list[str], list[float]] | None = None
+    examples: list[Example] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    fresh_pool: bool = True
+
+
+class Pipeline:
+    """One run of one recipe in one folder."""
+
+    def __init__(self, recipe: Recipe, runs_dir: Path, listener: Listener) -> None:
+        self.recipe, self.runs_dir = recipe, runs_dir
+        self.path = runs_dir / f"{recipe.name}-{recipe.hash[:8]}"
+        self.log = store.EventLog(self.path / "log.jsonl", listener)
+        self.models = stages.Models(recipe, self.log)
+        self.done: list[dict[str, Any]] = []
+        self.number = 0
+        self.seed = recipe.seed
+
+    def run(self, fresh: bool = False) -> Run:
+        """Run all stages; returns the run. Nothing finished is done again unless `fresh`."""
+        self._check_capabilities()
+        with store.lock(self.path):
+            if fresh:
+                self._clear()
+            store.write_atomic(self.path / "recipe.yaml", self.recipe.to_yaml())
+            base = self.models.resolve(self.recipe.model)
+            self.state = State(base, base)
+            self._manifest("running")
+            self.log("run_start", run=str(self.path), recipe=self.recipe.name, model=base.name, identity=base.identity)
+            started = time.monotonic()
+            try:
+                self._stages()
+            except BaseException as error:
+                self._manifest("failed", error=f"{type(error).__name__}: {error}")
+                self.log("run_failed", error=str(error) or type(error).__name__)
+                raise
+            self._manifest("done")
+            run = Run(self.path)
+            from tamis.report.html import write_report
+
+            report = write_report(run)
+            self.log("run_done", run=str(self.path), report=str(report), seconds=round(time.monotonic() - started, 1))
+            return run
+
+    def _stages(self) -> None:
+        self._task()
+        for number in range(self.recipe.loop):
+            self.seed = self.recipe.seed if number == 0 else int(digest(self.recipe.seed, "round", number)[:8], 16)
+            for index, stage in enumerate(self.recipe.stages):
+                kind, components, options = split_stage(stage, f"stages[{index}]")
+                getattr(self, f"_{kind}")(components, options)
+
+    def _clear(self) -> None:
+        for path in self.path.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _check_capabilities(self) -> None:
+        """Refuse before anything runs what a model cannot do."""
+        from tamis.models.resolve import capabilities
+
+        wanted: list[tuple[str, tuple[str, ...], str]] = []
+        for stage in self.recipe.stages:
+            kind, components, options = split_stage(stage)
+            if kind == "tune":
+                wanted.append(("tune", ("trainable",), self.recipe.model))
+                continue
+            for name in components:
+                needs = registry.get(stages.ROOM[kind], name).needs
+                wanted.append((f"{kind} '{name}'", needs, options.get("model", self.recipe.model)))
+        for what, needs, model in wanted:
+            missing = [n for n in needs if n not in capabilities(model)]
+            if missing:
+                raise ModelError(
+                    f"{what} needs {stages.describe(missing)}, and the model '{model}' does not offer it.",
+                    hint="Use a local folder, a hub id or a packaged model here.",
+                )
+
+    def _folder(self, kind: str, key: str) -> store.StageFolder:
+        self.number += 1
+        return store.StageFolder(self.path / f"{self.number:02d}-{kind}-{key[:12]}", key)
+
+    def _context(self, model: ModelRef | None = None) -> Context:
+        state = self.state
+        return Context(
+            seed=self.seed,
+            model=self.models.get(model) if model else None,
+            chat=self.models.chat(state.base) if "tokens" in state.base.capabilities else None,
+            judge=None,
+        )
+
+    def _stage(
+        self,
+        kind: str,
+        component: str,
+        config: Any,
+        inputs: Sequence[str],
+        work: Callable[[store.StageFolder], dict[str, Any] | None],
+    ) -> store.StageFolder:
+        """Do one stage unless it is there; returns its folder."""
+        key = digest(store.FORMAT, kind, component, config, inputs)
+        folder = self._folder(kind, key)
+        self._drop_stale(folder)
+        entry = {"folder": folder.path.name, "kind": kind, "component": component, "key": key}
+        reused = folder.whole() or store.adopt(self.runs_dir, folder)
+        self.log("stage_start", stage=folder.path.name, kind=kind, component=component)
+        if not reused:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            self._manifest("running", {**entry, "status": "running"})
+            info = dict(work(folder) or {})
+            files = info.pop("files", ())
+            folder.finish(
+                {"kind": kind, "component": component, "config": config, "inputs": list(inputs), **info}, files
+            )
+        info = folder.info()
+        self.done.append(
+            {**entry, "status": "done", "reused": reused} | {k: info[k] for k in ("seconds", "cost", "counts", "notes")}
+        )
+        self._manifest("running")
+        self.log(
+            "stage_done",
+            stage=folder.path.name,
+            kind=kind,
+            component=component,
+            reused=reused,
+            counts=info["counts"],
+            cost=info["cost"],
+            seconds=info["seconds"],
+        )
+        return folder
+
+    def _drop_stale(self, folder: store.StageFolder) -> None:
+        """Remove a folder of the same number made by another version of the same run's stage."""
+        for other in self.path.glob(f"{self.number:02d}-*"):
+            if other != folder.path:
+                shutil.rmtree(other)
+
+    def _manifest(self, status: str, running: Mapping[str, Any] | None = None, error: str = "") -> None:
+        state = getattr(self, "state", None)
+        created = stages.now()
+        path = self.path / "manifest.json"
+        if path.exists():
+            with contextlib.suppress(TamisError, KeyError):
+                created = store.read_json(path)["created"]
+        empty: dict[str, Any] = {"reused": False, "seconds": 0.0, "cost": {}, "counts": {}, "notes": {}}
+        manifest = {
+            "tamis": __version__,
+            "created": created,
+            "status": status,
+            "error": error,
+            "recipe": self.recipe.name,
+            "hash": self.recipe.hash,
+            "seed": self.recipe.seed,
+            "model": {"name": self.recipe.model, "identity": state.base.identity if state else ""},
+            "versions": stages.versions(),
+            "machine": stages.machine(),
+            "pid": os.getpid(),
+            "stages": [*self.done, *([{**empty, **running}] if running else [])],
+        }
+        store.write_json(path, manifest)
+
+    # One method per stage kind.
+
+    def _task(self) -> None:
+        task = registry.build("task", self.recipe.task, "task")
+        name = task.component.name
+        fingerprint = task.fingerprint() if hasattr(task, "fingerprint") else ""
+        config = stages.key_of(task)
+
+        def work(folder: store.StageFolder) -> None:
+            stages.load_prompts(folder, task, self._context(), self.log)
+
+        folder = self._stage("task", name, config, [digest(self.recipe.seed, fingerprint)], work)
+        self.state.prompts = folder.read(Prompt)
+        self.state.inputs = [folder.key]
+        self.task_key = folder.key
+
+    def _sample(self, components: dict[str, Any], options: dict[str, Any]) -> None:
+        state = self.state
+        sampler = registry.build("sampler", components, "sample")
+        name = sampler.component.name
+        needs = sampler.component.needs
+        ref = self.models.resolve(options["model"]) if "model" in options else state.model
+        judge = self._next_judge() if getattr(sampler, "needs_judge", False) else None
+        prompts = [p for p in state.prompts if p.split == "train"]
+
+        def work(folder: store.StageFolder) -> dict[str, Any]:
+            ctx = self._context(ref if needs else None)
+            ctx.judge = stages.judging(judge, self._context()) if judge else None
+            return stages.sample(folder, sampler, prompts, ctx, self.log)
+
+        identity = ref.identity if needs else ""
+        engine = self.recipe.engine.model_dump() if needs else {}
+        inputs = [self.task_key, digest(self.seed, identity, engine, stages.key_of(judge) if judge else "")]
+        folder = self._stage("sample", name, stages.key_of(sampler), inputs, work)
+        found = folder.read(Completion)
+        state.completions = found if state.fresh_pool else state.completions + found
+        state.inputs = [folder.key] if state.fresh_pool else [*state.inputs, folder.key]
+        state.verdicts = [] if state.fresh_pool else state.verdicts
+        state.selection, state.fresh_pool = None, False
+
+    def _judge(self, components: dict[str, Any], options: dict[str, Any]) -> None:
+        state = self.state
+        judge = registry.build("judge", components, "judge")
+
+        def work(folder: store.StageFolder) -> None:
+            ctx = self._context(state.model if judge.component.needs else None)
+            stages.judge(folder, judge, self._by_id(), state.completions, ctx, self.log)
+
+        identity = state.model.identity if judge.component.needs else ""
+        folder = self._stage("judge", judge.component.name, stages.key_of(judge), [*state.inputs, identity], work)
+        state.verdicts = state.verdicts + folder.read(Verdict)
+        state.inputs = [*state.inputs, folder.key]
+
+    def _select(self, components: dict[str, Any], options: dict[str, Any]) -> None:
+        state = self.state
+        selector = registry.build("selector", components, "select")
+
+        def work(folder: store.StageFolder) -> dict[str, Any]:
+            pool = self._pool()
+            pool.embed = self.models.embed
+            return stages.select(folder, selector, pool, self._context(), self.log)
+
+        inputs = [*state.inputs, digest(self.seed, state.base.identity)]
+        folder = self._stage("select", selector.component.name, stages.key_of(selector), inputs, work)
+        kept = store.read_json(folder.path / "selection.json")
+        state.selection = (kept["completion_ids"], kept["weights"])
+        state.inputs = [*state.inputs, folder.key]
+
+    def _compose(self, components: dict[str, Any], options: dict[str, Any]) -> None:
+        state = self.state
+        composer = registry.build("composer", components, "compose")
+
+        def work(folder: store.StageFolder) -> None:
+            stages.compose(folder, composer, self._pool(), self._context(), self.log)
+
+        inputs = [*state.inputs, digest(self.seed, self.models.chat(state.base).template_digest, state.base.identity)]
+        folder = self._stage("compose", composer.component.name, stages.key_of(composer), inputs, work)
+        state.examples = folder.read(Example)
+        state.inputs, state.fresh_pool = [folder.key], True
+
+    def _tune(self, components: dict[str, Any], options: dict[str, Any]) -> None:
+        state = self.state
+        objective, adapter, config = tune_parts(components, "tune")
+        start = state.base if config.start == "base" else state.model
+        name = f"{objective.component.name}+{adapter.component.name}"
+        parts = {"objective": stages.key_of(objective), "adapter": stages.key_of(adapter), **config.model_dump()}
+
+        def work(folder: store.StageFolder) -> dict[str, Any]:
+            self.models.release()
+            return stages.tune(folder, start, state.examples, objective, adapter, config, self.seed, self.log)
+
+        engine = self.recipe.engine.model_dump()
+        folder = self._stage("tune", name, parts, [*state.inputs, digest(self.seed, start.identity, engine)], work)
+        state.model = self.models.tuned(start, folder)
+
+    def _evaluate(self, components: dict[str, Any], options: dict[str, Any]) -> None:
+        state = self.state
+        evaluators = [registry.build("evaluator", {n: c or {}}, "evaluate") for n, c in components.items()]
+        judge = registry.build("judge", options["judge"], "evaluate.judge") if "judge" in options else self._any_judge()
+        sides = {"before": state.base} | ({"after": state.model} if state.model != state.base else {})
+        metrics = {}
+        for side, ref in sides.items():
+            metrics[side] = self._measure(side, ref, evaluators, judge)
+        rows = stages.compare(metrics, self.recipe.seed)
+        store.write_json(self.path / "metrics.json", {"rows": rows})
+        self.log("metrics", rows=rows)
+
+    def _measure(self, side: str, ref: ModelRef, evaluators: Sequence[Any], judge: Any) -> list[dict[str, Any]]:
+        heldout = [p for p in self.state.prompts if p.split == "heldout"]
+        config = [stages.key_of(e) for e in evaluators] + [stages.key_of(judge)]
+
+        def work(folder: store.StageFolder) -> dict[str, Any]:
+            ctx = self._context(ref)
+            ctx.seed = self.recipe.seed
+            return stages.measure(folder, evaluators, judge, heldout, ctx, self.log)
+
+        names = "+".join(e.component.name for e in evaluators)
+        inputs = [self.task_key, digest(self.recipe.seed, ref.identity, self.recipe.engine.model_dump())]
+        folder = self._stage(f"evaluate_{side}", names, config, inputs, work)
+        return store.read_json(folder.path / "metrics.json")
+
+    def _pool(self) -> Pool:
+        state = self.state
+        chat = self.models.chat(state.base) if "tokens" in state.base.capabilities else None
+        pool = Pool(self._by_id(), state.completions, state.verdicts, count_tokens=chat.count if chat else None)
+        if state.selection is None:
+            return pool
+        import numpy as np
+
+        at = {c.id: i for i, c in enumerate(state.completions)}
+        ids, weights = state.selection
+        return pool.take([at[i] for i in ids], np.array(weights) if weights else None)
+
+    def _by_id(self) -> dict[str, Prompt]:
+        return {p.id: p for p in self.state.prompts}
+
+    def _next_judge(self) -> Any:
+        for stage in self.recipe.stages:
+            if "judge" in stage:
+                return registry.build("judge", stage["judge"], "judge")
+        raise TamisError("this sampler asks a judge while it samples", hint="Add a judge stage after the sample stage.")
+
+    def _any_judge(self) -> Any:
+        found = [s["judge"] for s in self.recipe.stages if "judge" in s]
+        return registry.build("judge", found[-1] if found else {"answer": {}}, "judge")
+
+
+def run(
+    recipe: Recipe, *, runs_dir: Path = Path("runs"), fresh: bool = False, listener: Listener = lambda _: None
+) -> Run:
+    """Run a recipe in `runs_dir`; returns the finished run. Raises TamisError."""
+    return Pipeline(recipe, runs_dir, listener).run(fresh)

@@ -1,0 +1,209 @@
+"""The registry: one decorator per room turns a class into a named, validated, documented component.
+
+A component is a class whose annotated attributes are its options. Registering makes it a frozen, keyword-only pydantic
+dataclass (unknown options are refused), and gives it a name in recipes and on the command line, a documentation page and
+the contract tests. Third-party packages register through the entry point group `tamis.methods`: each entry point names a
+module that is imported.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic.dataclasses import dataclass as validated
+from pydantic.fields import FieldInfo
+
+from tamis.errors import ConfigError, nearest
+
+ROOMS = ("task", "sampler", "judge", "selector", "composer", "objective", "adapter", "evaluator")
+Source = Literal["paper", "code", "ours"]
+T = TypeVar("T")
+
+
+def option(default: Any = ..., about: str = "", *, source: Source = "ours", **constraints: Any) -> Any:
+    """Declare an option: default, one-line meaning, where the default comes from, and pydantic constraints (ge, le...)."""
+    return pydantic.Field(default, description=about, json_schema_extra={"source": source}, **constraints)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered component and what is known of it without running it."""
+
+    room: str
+    name: str
+    cls: type
+    row: int | None
+    paper: str
+    version: str
+    needs: tuple[str, ...]
+
+    @property
+    def about(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.cls) or "").split("\n")[0]
+
+    @property
+    def page(self) -> str:
+        """The whole docstring, then that of the module it lives in."""
+        return inspect.getdoc(self.cls) or ""
+
+    def options(self) -> list[dict[str, Any]]:
+        """Return name, type, default, meaning and source of every option."""
+        rows = []
+        for f in dataclasses.fields(self.cls):
+            info = self.cls.__pydantic_fields__[f.name]  # type: ignore[attr-defined]
+            extra = info.json_schema_extra or {}
+            rows.append(
+                {
+                    "name": f.name,
+                    "type": _type_name(f.type),
+                    "default": None if info.is_required() else info.get_default(call_default_factory=True),
+                    "required": info.is_required(),
+                    "about": info.description or "",
+                    "source": extra.get("source", "ours"),
+                }
+            )
+        return rows
+
+    def build(self, config: Mapping[str, Any] | None = None, where: str = "") -> Any:
+        """Return an instance. Raises ConfigError that names the option and the nearest valid one."""
+        known = {f.name for f in dataclasses.fields(self.cls)}
+        at = where or f"{self.room} '{self.name}'"
+        if config is not None and not isinstance(config, Mapping):
+            raise ConfigError(f"options must be a mapping, not {config!r}", where=at, hint=f"Options: {sorted(known)}")
+        for name in config or {}:
+            if name not in known:
+                raise ConfigError(f"unknown option '{name}'", where=at, hint=nearest(str(name), known))
+        try:
+            return self.cls(**(config or {}))
+        except pydantic.ValidationError as error:
+            raise ConfigError(explain(error), where=at) from None
+        except ValueError as error:
+            raise ConfigError(str(error), where=at) from None
+
+
+def explain(error: pydantic.ValidationError) -> str:
+    """Return a pydantic error as one plain sentence per field."""
+    lines = []
+    for item in error.errors():
+        field = ".".join(str(p) for p in item["loc"]) or "value"
+        given = repr(item.get("input"))
+        lines.append(f"{field}: {item['msg']} (given: {given if len(given) < 80 else given[:77] + '...'})")
+    return "; ".join(lines)
+
+
+def config_of(component: Any) -> dict[str, Any]:
+    """Return the options of a component instance as plain data, for hashes and recipes."""
+    return {f.name: getattr(component, f.name) for f in dataclasses.fields(component)}
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, str):
+        return annotation
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+_COMPONENTS: dict[tuple[str, str], Component] = {}
+
+
+def _register(
+    room: str, name: str, row: int | None, paper: str, version: str, needs: tuple[str, ...]
+) -> Callable[[type[T]], type[T]]:
+    def decorate(cls: type[T]) -> type[T]:
+        made = validated(config=pydantic.ConfigDict(extra="forbid"), frozen=True, kw_only=True)(cls)
+        known = _COMPONENTS.get((room, name))
+        if known and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(
+                f"{room} '{name}' is registered twice: by {known.cls.__module__} and by {cls.__module__}",
+                hint="Rename one of them.",
+            )
+        _COMPONENTS[room, name] = Component(room, name, made, row, paper, version, needs)
+        made.component = _COMPONENTS[room, name]  # type: ignore[attr-defined]
+        return made  # type: ignore[return-value]
+
+    return decorate
+
+
+def _room_decorator(room: str) -> Callable[..., Callable[[type[T]], type[T]]]:
+    @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option, FieldInfo))
+    def decorator(
+        name: str,
+        *,
+        row: int | None = None,
+        paper: str = "",
+        version: str = "1",
+        needs: tuple[str, ...] = (),
+    ) -> Callable[[type[T]], type[T]]:
+        return _register(room, name, row, paper, version, needs)
+
+    decorator.__doc__ = (
+        f"Register a {room}: name in recipes, row of its method sheet, paper, version (part of every cache key: raise it "
+        "when results change) and the model capabilities it needs."
+    )
+    return decorator
+
+
+task = _room_decorator("task")
+sampler = _room_decorator("sampler")
+judge = _room_decorator("judge")
+selector = _room_decorator("selector")
+composer = _room_decorator("composer")
+objective = _room_decorator("objective")
+adapter = _room_decorator("adapter")
+evaluator = _room_decorator("evaluator")
+
+
+@cache
+def load_all() -> None:
+    """Import every module of every room and every `tamis.methods` entry point, once."""
+    from importlib.metadata import entry_points
+
+    for room in ROOMS:
+        package = importlib.import_module(f"tamis.{room}s")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry in entry_points(group="tamis.methods"):
+        try:
+            entry.load()
+        except Exception as error:
+            raise ConfigError(
+                f"the package behind entry point '{entry.name}' ({entry.value}) failed to load: {error}",
+                hint="Update or remove that package.",
+            ) from error
+
+
+def components(room: str | None = None) -> list[Component]:
+    """Return all registered components, of one room if given, by room and name. Raises ConfigError for an unknown room."""
+    load_all()
+    if room is not None and room not in ROOMS:
+        raise ConfigError(f"unknown room '{room}'", hint=nearest(room, ROOMS))
+    found = [c for c in _COMPONENTS.values() if room in (None, c.room)]
+    return sorted(found, key=lambda c: (ROOMS.index(c.room), c.name))
+
+
+def get(room: str, name: str, where: str = "") -> Component:
+    """Return the component `name` of a room. Raises ConfigError that names the nearest valid name."""
+    load_all()
+    try:
+        return _COMPONENTS[room, name]
+    except KeyError:
+        known = [n for r, n in _COMPONENTS if r == room]
+        raise ConfigError(f"unknown {room} '{name}'", where=where or None, hint=nearest(name, known)) from None
+
+
+def build(room: str, spec: Mapping[str, Any] | str, where: str = "") -> Any:
+    """Build a component from its recipe form: `name` or `{name: {option: value}}`."""
+    if isinstance(spec, str):
+        return get(room, spec, where).build({}, where)
+    if not isinstance(spec, Mapping) or len(spec) != 1:
+        raise ConfigError(
+            f"expected one {room} as `name` or `{{name: {{option: value}}}}`, found {spec!r}", where=where or None
+        )
+    ((name, config),) = spec.items()
+    return get(room, name, where).build(config, f"{where}.{name}" if where else f"{room} '{name}'")

@@ -1,0 +1,72 @@
+"""Pages made from the registry: one per method, for `tamis methods NAME` and for docs/methods/."""
+
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tamis import recipe as recipes
+from tamis import registry
+from tamis.registry import Component
+
+SOURCES = {"paper": "paper", "code": "official code", "ours": "our choice"}
+
+
+def component_page(component: Component) -> str:
+    """Return a component's page as Markdown: use, fields with defaults and provenance, needs."""
+    lines = [f"# {component.name} ({component.room})", "", component.page, ""]
+    facts = [("paper", component.paper), ("row", component.row), ("needs", ", ".join(component.needs))]
+    lines += [f"- {name}: {value}" for name, value in facts if value]
+    options = component.options()
+    if options:
+        lines += ["", "| option | type | default | meaning | from |", "|---|---|---|---|---|"]
+        lines += [_option_row(o) for o in options]
+    return "\n".join(lines)
+
+
+def _option_row(option: dict[str, Any]) -> str:
+    default = "required" if option["required"] else f"`{option['default']!r}`"
+    kind = option["type"].replace("|", "\\|")
+    meaning = option["about"].replace("|", "\\|")
+    return f"| {option['name']} | `{kind}` | {default} | {meaning} | {SOURCES[option['source']]} |"
+
+
+def recipe_page(name: str) -> str:
+    """Return a recipe's page as Markdown: use, claim check, the YAML, the pages of its parts by name."""
+    recipe = recipes.load(name)
+    lines = [f"# {name} (recipe)", "", recipe.about, ""]
+    lines += [f"- paper: {recipe.paper}"] if recipe.paper else []
+    lines += [f"- row: {recipe.row}"] if recipe.row else []
+    lines += [f"- try it in seconds: `tamis run {name} --lab`", f"- its claim, measured: `tamis check {name}`"]
+    source = files("tamis.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return "\n".join([*lines, "", "```yaml", source.rstrip(), "```"])
+
+
+def write_pages(folder: Path) -> list[Path]:
+    """Write one page per recipe and component and an index into `folder`/methods. Returns the paths."""
+    target = folder / "methods"
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob("*.md"):
+        old.unlink()
+    index = [
+        "# Methods",
+        "",
+        "Generated from the registry by `make docs`.",
+        "",
+        "| name | kind | row | use |",
+        "|---|---|---|---|",
+    ]
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        (target / f"recipe-{name}.md").write_text(recipe_page(name) + "\n", encoding="utf-8")
+        index.append(f"| [{name}](recipe-{name}.md) | recipe | {recipe.row or ''} | {recipe.about} |")
+    for component in registry.components():
+        page = f"{component.room}-{component.name}.md"
+        (target / page).write_text(component_page(component) + "\n", encoding="utf-8")
+        index.append(f"| [{component.name}]({page}) | {component.room} | {component.row or ''} | {component.about} |")
+    (target / "index.md").write_text("\n".join(index) + "\n", encoding="utf-8")
+    return sorted(target.glob("*.md"))
+
+
+if __name__ == "__main__":
+    print(f"{len(write_pages(Path(sys.argv[1])))} pages")

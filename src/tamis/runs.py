@@ -1,0 +1,138 @@
+"""Reading a run folder: what `tamis.run` returns, and what the report and `tamis show` are made from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tamis.errors import StoreError
+from tamis.records import Completion, Example, Prompt, Verdict
+from tamis.store import StageFolder, read_json
+
+
+class Run:
+    """A finished, failed or still running run folder. Raises StoreError when `path` is not one."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not (self.path / "manifest.json").exists():
+            known = (
+                sorted(p.parent.name for p in self.path.parent.glob("*/manifest.json"))
+                if self.path.parent.exists()
+                else []
+            )
+            raise StoreError(
+                "is not a run folder (it has no manifest.json)",
+                where=str(path),
+                hint=f"Runs there: {', '.join(known)}" if known else "Give the folder that 'tamis run' printed.",
+            )
+
+    @property
+    def name(self) -> str:
+        """Folder name, `<recipe>-<hash>`."""
+        return self.path.name
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe."""
+        return yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Versions, machine, model identity, seed, and the stages with keys, status, counts and costs."""
+        return read_json(self.path / "manifest.json")
+
+    def stages(self, *kinds: str) -> list[StageFolder]:
+        """Return the stage folders of these kinds (all without kinds), in run order."""
+        return [
+            StageFolder(self.path / s["folder"], s["key"])
+            for s in self.manifest["stages"]
+            if not kinds or s["kind"] in kinds
+        ]
+
+    def prompts(self) -> list[Prompt]:
+        """Return all prompts, train and held-out."""
+        return [r for s in self.stages("task") for r in s.read(Prompt)]
+
+    def completions(self) -> list[Completion]:
+        """Return all completions sampled for training."""
+        return [r for s in self.stages("sample") for r in s.read(Completion)]
+
+    def verdicts(self) -> list[Verdict]:
+        """Return all verdicts on completions sampled for training."""
+        return [r for s in self.stages("judge") for r in s.read(Verdict)]
+
+    def selected(self) -> list[str] | None:
+        """Return the completion ids that the select stages kept, None when the recipe has none."""
+        found = self.stages("select")
+        if not found:
+            return None
+        return [i for s in found if s.done for i in read_json(s.path / "selection.json")["completion_ids"]]
+
+    @property
+    def examples(self) -> list[Example]:
+        """What was trained on."""
+        return [r for s in self.stages("compose") for r in s.read(Example)]
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Return the training curve, one row a step, all tune stages one after the other."""
+        rows = []
+        for stage in self.stages("tune"):
+            path = stage.path / "curve.jsonl"
+            if path.exists():
+                rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return rows
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Before and after with intervals and paired differences: `{"rows": [...]}`, empty before evaluation."""
+        path = self.path / "metrics.json"
+        return read_json(path) if path.exists() else {"rows": []}
+
+    @property
+    def model(self) -> Path | None:
+        """Folder of the last tuned model, None when nothing is tuned."""
+        found = [s.path / "model" for s in self.stages("tune") if s.done]
+        return found[-1] if found else None
+
+    def heldout(self, side: str) -> tuple[list[Completion], list[Verdict]]:
+        """Return the held-out completions and verdicts of a side, "before" or "after" (the last round's)."""
+        found = self.stages(f"evaluate_{side}")
+        if not found:
+            return [], []
+        return found[-1].read(Completion), found[-1].read(Verdict)
+
+    def dropped(self) -> list[dict[str, Any]]:
+        """Return what was left out: record, reason and stage."""
+        rows = []
+        for stage in self.stages():
+            path = stage.path / "dropped.jsonl"
+            if path.exists():
+                lines = path.read_text(encoding="utf-8").splitlines()
+                rows += [{**json.loads(line), "stage": stage.path.name} for line in lines]
+        return rows
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, status={self.manifest['status']!r})"
+
+
+def find(name: str, runs_dir: Path) -> Run:
+    """Return the run at path `name`, or of that name (or unique beginning) in `runs_dir`, or the newest for "last"."""
+    if (Path(name) / "manifest.json").exists():
+        return Run(name)
+    known = sorted(runs_dir.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime)
+    if name == "last" and known:
+        return Run(known[-1].parent)
+    matches = [p.parent for p in known if p.parent.name.startswith(name)]
+    if len(matches) == 1:
+        return Run(matches[0])
+    if matches:
+        raise StoreError(
+            f"'{name}' fits several runs", where=str(runs_dir), hint=f"One of: {[m.name for m in matches]}"
+        )
+    from tamis.errors import nearest
+
+    raise StoreError(
+        f"there is no run '{name}'", where=str(runs_dir), hint=nearest(name, [p.parent.name for p in known])
+    )

@@ -1,0 +1,1 @@
+"""The samplers room: one file per sampler, registered where it is defined."""

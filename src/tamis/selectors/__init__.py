@@ -1,0 +1,1 @@
+"""The selectors room: one file per selector, registered where it is defined."""

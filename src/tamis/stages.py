@@ -1,0 +1,435 @@
+"""What each kind of stage does inside its folder: units of work, progress, what was dropped, what it cost."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tamis import hashing, registry, store
+from tamis.context import Context, Judge
+from tamis.errors import ConfigError, DataError, ModelError
+from tamis.metrics import Draw, View
+from tamis.models.base import ModelRef
+from tamis.pool import Pool
+from tamis.records import Completion, Cost, Example, Prompt, Verdict, total_cost
+from tamis.store import StageFolder, Unit
+
+if TYPE_CHECKING:
+    from tamis.models.chat import ChatFormat
+    from tamis.recipe import Recipe
+
+ROOM = {"sample": "sampler", "judge": "judge", "select": "selector", "compose": "composer", "evaluate": "evaluator"}
+ROWS_PER_UNIT = 256
+RECORDS_PER_UNIT = 4096
+CAPABILITY_WORDS = {
+    "text": "text generation",
+    "scoring": "log-probabilities of given text",
+    "tokens": "token ids and next-token logits",
+    "trainable": "weights that can be trained",
+    "embedder": "text embeddings",
+}
+Log = Callable[..., None]
+
+
+class Models:
+    """The models of a run: resolved once, one generating model in memory at a time."""
+
+    def __init__(self, recipe: "Recipe", log: Log) -> None:
+        self.recipe, self.log = recipe, log
+        self._loaded: tuple[str, Any] | None = None
+        self._refs: dict[str, ModelRef] = {}
+        self._chats: dict[str, ChatFormat] = {}
+        self._embedder: Any = None
+
+    def resolve(self, name: str) -> ModelRef:
+        """Return the resolved model of this name, resolved once a run."""
+        from tamis.models.resolve import resolve
+
+        if name not in self._refs:
+            self._refs[name] = resolve(name)
+        return self._refs[name]
+
+    def tuned(self, base: ModelRef, folder: StageFolder) -> ModelRef:
+        """Return the model that a finished tune stage made."""
+        from tamis.training.tune import tuned_ref
+
+        return tuned_ref(base, folder.path / "model", folder.info()["whole"])
+
+    def get(self, ref: ModelRef) -> Any:
+        """Return the loaded model; the one loaded before is released."""
+        from tamis.models.resolve import load
+
+        if self._loaded is None or self._loaded[0] != ref.identity:
+            self.release()
+            options = self.recipe.engine.model_dump() if ref.kind == "local" else {}
+            self._loaded = (ref.identity, load(ref, **options))
+        return self._loaded[1]
+
+    def release(self) -> None:
+        """Let go of the loaded model."""
+        self._loaded = None
+
+    def chat(self, ref: ModelRef) -> "ChatFormat":
+        """Return the chat format of a model, without loading its weights."""
+        from transformers import AutoTokenizer
+
+        from tamis.models.chat import ChatFormat
+
+        if ref.folder is None:
+            raise ModelError(f"the model '{ref.name}' has no tokenizer here", hint="Use a local or hub model.")
+        key = str(ref.folder)
+        if key not in self._chats:
+            tokenizer = AutoTokenizer.from_pretrained(ref.folder, local_files_only=True, trust_remote_code=False)
+            self._chats[key] = ChatFormat(tokenizer)
+        return self._chats[key]
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Return (N, d) float32 embeddings by the recipe's embedder."""
+        from tamis.models.resolve import load
+
+        if self._embedder is None:
+            self._embedder = load(self.resolve(self.recipe.embedder))
+        return self._embedder.embed(texts)
+
+
+def key_of(component: Any) -> dict[str, Any]:
+    """Return what of a component enters a stage's key: name, version, options."""
+    known = component.component
+    return {"name": known.name, "version": known.version, "options": registry.config_of(component)}
+
+
+def describe(capabilities: Iterable[str]) -> str:
+    """Return capabilities in words."""
+    return " and ".join(CAPABILITY_WORDS[c] for c in capabilities)
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield lists of at most `size` items."""
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part
+
+
+class Meter:
+    """Progress events of one stage: done, total, tokens and accepted so far."""
+
+    def __init__(self, log: Log, stage: str, total: int, unit: str) -> None:
+        self.log, self.stage, self.total, self.unit = log, stage, total, unit
+        self.done = self.tokens = self.skipped = 0
+        self.accepted: int | None = None
+        self.started = time.monotonic()
+
+    def add(self, done: int, tokens: int = 0, accepted: int | None = None, *, skipped: bool = False) -> None:
+        """Report `done` more; `skipped` ones were there already and do not count for the rate."""
+        self.done += done
+        self.tokens += 0 if skipped else tokens
+        self.skipped += done if skipped else 0
+        if accepted is not None:
+            self.accepted = (self.accepted or 0) + accepted
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        fresh = self.done - self.skipped
+        eta = (self.total - self.done) * seconds / fresh if fresh else None
+        self.log(
+            "progress",
+            stage=self.stage,
+            done=self.done,
+            total=self.total,
+            unit=self.unit,
+            tokens_per_second=self.tokens / seconds,
+            accepted=self.accepted,
+            eta=eta,
+        )
+
+
+def load_prompts(folder: StageFolder, task: Any, ctx: Context, log: Log) -> None:
+    """Write a task's prompts in units; the task's drops go with the unit they fell in."""
+    meter = Meter(log, folder.path.name, 0, "prompts")
+    seen = 0
+    for index, part in enumerate(chunks(task.prompts(ctx), RECORDS_PER_UNIT)):
+        counts, dropped = ctx.counts.copy(), ctx.dropped.copy()
+        ctx.counts.clear()
+        ctx.dropped.clear()
+        for split in ("train", "heldout"):
+            counts[f"{split} prompts"] += sum(p.split == split for p in part)
+        folder.write_unit("prompts", index, Unit({"prompts": part}, total_cost(part), counts, dropped), 0.0)
+        seen += len(part)
+        meter.add(len(part))
+    if not seen:
+        reasons = ", ".join(f"{n} {what}" for what, n in ctx.counts.items()) or "the source is empty"
+        raise DataError(f"the task gave no prompt ({reasons})", where=task.component.name, hint="Check the data file.")
+    if ctx.dropped:
+        folder.write_unit("prompts-rest", 0, Unit({}, Cost(), ctx.counts, ctx.dropped), 0.0)
+
+
+def sample(folder: StageFolder, sampler: Any, prompts: Sequence[Prompt], ctx: Context, log: Log) -> dict[str, Any]:
+    """Draw completions in units of prompts; a sampler with a barrier probes all prompts first."""
+    if not prompts:
+        raise DataError("there is no training prompt to sample for", hint="Lower `heldout` or give more data.")
+    notes: dict[str, Any] = {}
+    if hasattr(sampler, "gather"):
+        probes = _draw(folder, "probe", sampler.probe, sampler, prompts, ctx, log) if hasattr(sampler, "probe") else []
+        verdicts = ctx.judge({p.id: p for p in prompts}, probes) if ctx.judge and probes else []
+        ctx.shared = {**sampler.gather(prompts, probes, verdicts), "probes": probes}
+    completions = _draw(folder, "sample", sampler.sample, sampler, prompts, ctx, log)
+    reasons: dict[str, int] = {}
+    for completion in completions:
+        reasons[completion.finish_reason] = reasons.get(completion.finish_reason, 0) + 1
+    if reasons.get("error", 0) == len(completions) and completions:
+        raise ModelError("every completion failed", hint="See dropped.jsonl and log.jsonl in the stage's folder.")
+    notes["finish_reasons"] = reasons
+    return {"notes": notes}
+
+
+def _draw(
+    folder: StageFolder, group: str, draw: Any, sampler: Any, prompts: Sequence[Prompt], ctx: Context, log: Log
+) -> list[Completion]:
+    size = max(1, ROWS_PER_UNIT // max(1, int(getattr(sampler, "n", 0) or getattr(sampler, "k", 0) or 1)))
+    meter = Meter(log, folder.path.name, len(prompts), "prompts")
+    for index, part in enumerate(chunks(prompts, size)):
+        if folder.unit_done(group, index):
+            meter.add(len(part), skipped=True)
+            continue
+        started = time.monotonic()
+        found: list[Completion] = []
+        for completion in draw(part, ctx):
+            new = not found or completion.prompt_id != found[-1].prompt_id
+            found.append(completion)
+            meter.add(int(new), completion.cost.sampled_tokens)
+        unit = Unit({"completions": found}, total_cost(found), ctx.counts.copy(), ctx.dropped.copy())
+        unit.counts["completions"] += len(found)
+        unit.dropped += _failures(found, ctx.model)
+        ctx.counts.clear()
+        ctx.dropped.clear()
+        folder.write_unit(group, index, unit, time.monotonic() - started)
+    return folder.read(Completion, group)
+
+
+def _failures(completions: Sequence[Completion], model: Any) -> list[dict[str, Any]]:
+    """Return the completions that failed, with the reason where the model (an endpoint) kept one."""
+    reasons = getattr(model, "errors", {})
+    return [
+        {"record": c.id, "prompt": c.prompt_id, "reason": reasons.get(c.id, "the prompt leaves no room in the context")}
+        for c in completions
+        if c.finish_reason == "error"
+    ]
+
+
+def judging(judge: Any, ctx: Context) -> Judge:
+    """Return a judge component as a plain function of prompts and completions."""
+
+    def ask(prompts: Mapping[str, Prompt], completions: Sequence[Completion]) -> list[Verdict]:
+        return list(judge.judge(prompts, completions, ctx))
+
+    return ask
+
+
+def judge(
+    folder: StageFolder,
+    judge: Any,
+    prompts: Mapping[str, Prompt],
+    completions: Sequence[Completion],
+    ctx: Context,
+    log: Log,
+    group: str = "judge",
+) -> None:
+    """Judge completions in units of whole prompts."""
+    meter = Meter(log, folder.path.name, len(completions), "completions")
+    for index, part in enumerate(_whole_prompts(completions, ROWS_PER_UNIT)):
+        if folder.unit_done(group, index):
+            meter.add(len(part), skipped=True)
+            continue
+        started = time.monotonic()
+        found = list(judge.judge(prompts, part, ctx))
+        unit = Unit({"verdicts": found}, total_cost(found), ctx.counts.copy(), ctx.dropped.copy())
+        unit.counts.update(v.label or "scored" for v in found)
+        ctx.counts.clear()
+        ctx.dropped.clear()
+        folder.write_unit(group, index, unit, time.monotonic() - started)
+        meter.add(len(part), accepted=sum(v.score is not None and v.score >= 0.5 for v in found))
+
+
+def _whole_prompts(completions: Sequence[Completion], size: int) -> Iterator[list[Completion]]:
+    """Yield slices of at least `size` completions (the last may be shorter) that never cut a prompt's run in two."""
+    part: list[Completion] = []
+    for completion in completions:
+        if len(part) >= size and completion.prompt_id != part[-1].prompt_id:
+            yield part
+            part = []
+        part.append(completion)
+    if part:
+        yield part
+
+
+def select(folder: StageFolder, selector: Any, pool: Pool, ctx: Context, log: Log) -> dict[str, Any]:
+    """Run a selector over the whole pool and write what it kept."""
+    started = time.monotonic()
+    selection = selector.select(pool, ctx)
+    indices = [int(i) for i in selection.indices]
+    weights = [] if selection.weights is None else [float(w) for w in selection.weights]
+    chosen = {"completion_ids": [pool.completions[i].id for i in indices], "weights": weights}
+    store.write_json(folder.path / "selection.json", chosen)
+    ctx.counts["candidates"] += len(pool)
+    ctx.counts["selected"] += len(indices)
+    unit = Unit({}, Cost(), ctx.counts, ctx.dropped, dict(selection.notes))
+    folder.write_unit("select", 0, unit, time.monotonic() - started)
+    log("note", stage=folder.path.name, text=selection.reason) if selection.reason else None
+    return {"files": [folder.path / "selection.json"], "reason": selection.reason}
+
+
+def compose(folder: StageFolder, composer: Any, pool: Pool, ctx: Context, log: Log) -> None:
+    """Write a composer's examples in units. Raises DataError when there is none to train on."""
+    started, total = time.monotonic(), 0
+    for index, part in enumerate(chunks(composer.compose(pool, ctx), RECORDS_PER_UNIT)):
+        unit = Unit({"examples": part}, total_cost(part), ctx.counts.copy(), ctx.dropped.copy())
+        unit.counts["examples"] += len(part)
+        ctx.counts.clear()
+        ctx.dropped.clear()
+        folder.write_unit("compose", index, unit, time.monotonic() - started)
+        started, total = time.monotonic(), total + len(part)
+    if ctx.counts or ctx.dropped or not total:
+        folder.write_unit("compose-rest", 0, Unit({"examples": []}, Cost(), ctx.counts, ctx.dropped), 0.0)
+    if not total:
+        reasons = ", ".join(f"{n} {what}" for what, n in ctx.counts.items())
+        raise DataError(
+            f"no example is left to train on ({reasons or 'the pool is empty'})",
+            where=folder.path.name,
+            hint="Look at the completions with: tamis show RUN completions. More samples per prompt, a higher temperature "
+            "or another answer kind may help.",
+        )
+
+
+def tune(
+    folder: StageFolder,
+    start: ModelRef,
+    examples: Sequence[Example],
+    objective: Any,
+    adapter: Any,
+    config: Any,
+    seed: int,
+    log: Log,
+) -> dict[str, Any]:
+    """Train and save; the loop's own events become progress."""
+    from tamis.training import tune as train
+
+    started = time.monotonic()
+    meter: list[Meter] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event.get("event") == "step":
+            if not meter:
+                meter.append(Meter(log, folder.path.name, event["total"], "steps"))
+            meter[0].add(event["step"] - meter[0].done, event["trained_tokens"] - meter[0].tokens)
+        else:
+            log("note", stage=folder.path.name, **{k: v for k, v in event.items() if k != "event"})
+
+    result = train(start, examples, objective, adapter, config, seed=seed, folder=folder.path, on_event=listen)
+    cost = Cost(trained_tokens=result.fit.trained_tokens)
+    unit = Unit({}, cost, dropped=[{"record": r.example_id, "reason": r.reason} for r in result.fit.refused])
+    unit.counts["trained examples"] = len(examples) - len(unit.dropped)
+    unit.counts["steps"] = result.fit.steps
+    for row in unit.dropped:
+        unit.counts[f"dropped: {row['reason']}"] += 1
+    folder.write_unit("tune", 0, unit, time.monotonic() - started)
+    model = folder.path / "model"
+    files = [p for p in sorted(model.rglob("*")) if p.is_file()] + [folder.path / "curve.jsonl"]
+    whole = result.model.adapter is None
+    return {"files": files, "identity": result.model.identity, "whole": whole, "smoke": result.smoke}
+
+
+def measure(
+    folder: StageFolder, evaluators: Sequence[Any], judging_with: Any, heldout: Sequence[Prompt], ctx: Context, log: Log
+) -> dict[str, Any]:
+    """Sample what the evaluators ask for from the held-out prompts, judge it, and write their figures."""
+    if not heldout:
+        raise DataError("there is no held-out prompt to evaluate on", hint="Raise the task's `heldout`.")
+    by_id = {p.id: p for p in heldout}
+    pools: dict[Draw, Pool] = {}
+    for number, draw in enumerate(dict.fromkeys(d for e in evaluators for d in e.draws())):
+        drawn = _draw(folder, f"draw{number}", _drawing(draw), draw, heldout, ctx, log)
+        judge(folder, judging_with, by_id, drawn, ctx, log, group=f"draw{number}j")
+        pools[draw] = Pool(by_id, drawn, folder.read(Verdict, f"draw{number}j"))
+    view = View(list(heldout), pools, ctx.model)
+    rows = [
+        {"evaluator": e.component.name, **asdict(m), "per_item": dict(m.per_item), "notes": dict(m.notes)}
+        for e in evaluators
+        for m in e.measure(view)
+    ]
+    store.write_json(folder.path / "metrics.json", rows)
+    return {"files": [folder.path / "metrics.json"]}
+
+
+def _drawing(draw: Draw) -> Callable[[Sequence[Prompt], Context], Iterator[Completion]]:
+    def run(prompts: Sequence[Prompt], ctx: Context) -> Iterator[Completion]:
+        wanted = [range(draw.n)] * len(prompts)
+        return ctx.model.generate(prompts, draw.law, candidates=wanted, seed=ctx.seed, sampler="evaluate")
+
+    return run
+
+
+def compare(metrics: Mapping[str, list[dict[str, Any]]], seed: int) -> list[dict[str, Any]]:
+    """Return one row per metric: before, after and the paired difference."""
+    from tamis.evaluators import stats
+
+    after = {(m["evaluator"], m["name"]): m for m in metrics.get("after", [])}
+    rows = []
+    for before in metrics["before"]:
+        row: dict[str, Any] = {k: before[k] for k in ("evaluator", "name", "unit", "higher_is_better")}
+        row["before"] = _side(before)
+        other = after.get((before["evaluator"], before["name"]))
+        if other:
+            row["after"] = _side(other)
+            rng = hashing.rng(seed, "paired", before["evaluator"], before["name"])
+            row["difference"] = asdict(
+                stats.paired(before["per_item"], other["per_item"], rng, higher_is_better=before["higher_is_better"])
+            )
+        rows.append(row)
+    return rows
+
+
+def _side(metric: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: metric[k] for k in ("value", "low", "high", "n", "notes")}
+
+
+def now() -> str:
+    """Return the time as ISO text, UTC."""
+    import datetime
+
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of what decides results."""
+    import importlib.metadata
+    import platform
+
+    found = {"python": platform.python_version()}
+    for name in ("tamis", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            raise ConfigError(f"the package '{name}' is missing", hint=f"pip install {name}") from None
+    return found
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """Return what the run was done on: platform, cores, memory, accelerator. No host or user name."""
+    import os
+    import platform
+
+    import torch
+
+    memory = Path("/proc/meminfo")
+    total = int(memory.read_text().split()[1]) / 2**20 if memory.exists() else None
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "memory_gib": round(total, 1) if total else None,
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+    }

@@ -1,0 +1,1 @@
+"""The tasks room: one file per task, registered where it is defined."""

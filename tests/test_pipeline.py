@@ -1,0 +1,275 @@
+"""Runs of a small recipe on the nano model: reuse, invalidation, refusals, and SIGKILL at any moment."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tamis import pipeline, registry
+from tamis import recipe as recipes
+from tamis.errors import ModelError, StoreError
+from tamis.models.resolve import resolve
+from tamis.records import Completion, Example
+from tamis.runs import Run, find
+
+RECIPE = {
+    "name": "small",
+    "model": "nano-sums",
+    "task": {"modular_sums": {"size": 24, "heldout": 16}},
+    "stages": [
+        {"sample": {"temperature": {"n": 4, "temperature": 0.9, "max_new_tokens": 40}}},
+        {"judge": {"answer": {"kind": "regex", "pattern": r"#(\d+)"}}},
+        {"select": {"distinct_reasoning": {"per_prompt": 2}}},
+        {"compose": {"accepted_sft": {}}},
+        {"tune": {"objective": "sft", "adapter": {"lora": {"r": 4}}, "lr": 0.001, "epochs": 2, "checkpoint_every": 1}},
+        {"evaluate": {"accuracy": {"max_new_tokens": 40}}},
+    ],
+}
+
+
+def make(*overrides, **changes):
+    return recipes.load({**RECIPE, **changes}, overrides=overrides)
+
+
+def go(runs_dir, *overrides, fresh=False, **changes):
+    events = []
+    run = pipeline.run(make(*overrides, **changes), runs_dir=Path(runs_dir), fresh=fresh, listener=events.append)
+    return run, {s["kind"]: s["reused"] for s in events if s["event"] == "stage_done"}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A runs folder with one finished run; tests must not change it."""
+    place = tmp_path_factory.mktemp("runs")
+    return place, go(place)[0]
+
+
+@pytest.fixture
+def runs_dir(first, tmp_path):
+    return Path(shutil.copytree(first[0], tmp_path / "runs"))
+
+
+def test_a_run_leaves_everything_it_promises(first):
+    run = first[1]
+    assert run.manifest["status"] == "done"
+    assert [s["kind"] for s in run.manifest["stages"]] == [
+        *("task", "sample", "judge", "select", "compose", "tune", "evaluate_before", "evaluate_after"),
+    ]
+    assert len(run.completions()) == 96 == len(run.verdicts())
+    assert 0 < len(run.examples) <= 48
+    (row,) = [r for r in run.metrics["rows"] if r["name"] == "accuracy"]
+    assert row["before"]["n"] == row["after"]["n"] == row["difference"]["n"] == 16
+    assert (run.path / "report.html").stat().st_size > 5000
+    assert (run.model / "adapter_model.safetensors").exists()
+    assert all(json.loads(line)["event"] for line in (run.path / "log.jsonl").read_text().splitlines())
+    assert find("small", run.path.parent).path == run.path
+
+
+def test_training_and_heldout_prompts_are_disjoint(first):
+    run = first[1]
+    sides = {s: {p.text for p in run.prompts() if p.split == s} for s in ("train", "heldout")}
+    assert not sides["train"] & sides["heldout"]
+    trained = {e.prompt_id for e in run.examples}
+    assert trained <= {p.id for p in run.prompts() if p.split == "train"}
+
+
+def test_every_example_leads_back_to_a_completion_and_its_verdict(first):
+    run = first[1]
+    known = {c.id for c in run.completions()} | {v.id for v in run.verdicts()}
+    assert all(set(e.sources) <= known and len(e.sources) == 2 for e in run.examples)
+
+
+def test_the_ledger_counts_what_was_spent(first):
+    run = first[1]
+    stages = {s["kind"]: s for s in run.manifest["stages"]}
+    assert stages["sample"]["cost"]["sampled_tokens"] == sum(len(c.token_ids) for c in run.completions())
+    trained = sum(sum(w > 0 for w in e.target.weights) for e in run.examples)
+    assert stages["tune"]["cost"]["trained_tokens"] == 2 * trained
+
+
+def test_the_second_run_does_nothing_again(runs_dir):
+    files = {p: p.stat().st_mtime_ns for p in runs_dir.rglob("*.parquet")}
+    _, reused = go(runs_dir)
+    assert all(reused.values())
+    assert {p: p.stat().st_mtime_ns for p in runs_dir.rglob("*.parquet")} == files
+
+
+def test_a_changed_late_stage_reuses_the_early_ones_of_another_run(runs_dir):
+    _, reused = go(runs_dir, "stages.tune.lr=0.002")
+    assert reused == {
+        **dict.fromkeys(("task", "sample", "judge", "select", "compose", "evaluate_before"), True),
+        "tune": False,
+        "evaluate_after": False,
+    }
+
+
+@pytest.mark.parametrize("override", ["seed=1", "stages.sample.temperature.temperature=0.8"])
+def test_a_changed_seed_or_law_samples_again(runs_dir, override):
+    assert not go(runs_dir, override)[1]["sample"]
+
+
+def test_a_changed_component_version_never_meets_an_old_entry(runs_dir, monkeypatch):
+    found = registry.get("judge", "answer")
+    newer = type(found)(**{**found.__dict__, "version": "next"})
+    monkeypatch.setattr(found.cls, "component", newer)
+    _, reused = go(runs_dir)
+    assert reused["sample"]
+    assert not reused["judge"]
+    assert not reused["select"]
+
+
+@pytest.fixture
+def nano_copy(tmp_path):
+    return Path(shutil.copytree(resolve("nano-sums").folder, tmp_path / "elsewhere" / "nano"))
+
+
+def test_the_same_model_in_another_folder_is_the_same(runs_dir, nano_copy):
+    assert go(runs_dir, model=str(nano_copy))[1]["sample"]
+
+
+@pytest.mark.parametrize("part", ["weights", "template", "tokenizer"])
+def test_a_changed_model_is_another_model(runs_dir, nano_copy, part):
+    if part == "weights":
+        path = nano_copy / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif part == "template":
+        change_template(nano_copy)
+    else:
+        path = nano_copy / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "left"}))
+    assert not go(runs_dir, model=str(nano_copy))[1]["sample"]
+
+
+def change_template(folder):
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        path.write_text(path.read_text() + "{# changed #}")
+        return
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "chat_template": config["chat_template"] + "{# changed #}"}))
+
+
+def test_fresh_starts_anew(runs_dir):
+    assert not any(go(runs_dir, fresh=True)[1].values())
+
+
+def test_a_damaged_shard_is_recomputed_and_the_result_is_the_same(runs_dir, first):
+    shard = next(runs_dir.glob("*/02-sample-*/completions/*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    run, reused = go(runs_dir)
+    assert not reused["sample"]
+    assert fingerprint(run) == fingerprint(first[1])
+
+
+def test_two_rounds_sample_from_the_model_of_the_round_before(tmp_path):
+    run, _ = go(tmp_path, "stages.tune.start=last", loop=2)
+    rounds = [s.read(Completion) for s in run.stages("sample")]
+    assert len(rounds) == 2
+    assert rounds[0][0].model != rounds[1][0].model
+    assert len(run.stages("tune")) == 2
+
+
+def test_what_a_model_cannot_do_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(ModelError, match="tune needs weights that can be trained"):
+        go(tmp_path, model="http://localhost:9/v1#m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_process_is_refused(runs_dir):
+    from tamis.store import lock
+
+    run = find("small", runs_dir)
+    code = f"""
+from pathlib import Path
+from tamis.store import lock
+with lock(Path({str(run.path)!r})):
+    print(1, flush=True)
+    input()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        holder.stdout.readline()
+        with pytest.raises(StoreError, match=f"pid {holder.pid}"):
+            go(runs_dir)
+    finally:
+        holder.communicate("\n")
+    with lock(run.path):
+        pass
+
+
+def fingerprint(run):
+    """Everything a run made that must not depend on interruptions."""
+    weights = load_file(run.model / "adapter_model.safetensors")
+    return {
+        "examples": [e.to_row() for e in run.examples],
+        "completions": [c.to_row() for c in run.completions()],
+        "verdicts": [v.to_row() for v in run.verdicts()],
+        "selected": run.selected(),
+        "weights": {name: w.tobytes() for name, w in weights.items()},
+        "metrics": run.metrics,
+    }
+
+
+def test_sigkill_at_any_moment_then_the_same_command_gives_the_unbroken_result(first, tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
+    command = [sys.executable, "-m", "tamis.cli", "run", "recipe.json", "--runs-dir", "runs", "--quiet"]
+    (tmp_path / "recipe.json").rename(tmp_path / "recipe.yaml")
+    command[4] = "recipe.yaml"
+    generator = random.Random(7)
+    kills = 0
+    stages_seen = set()
+    for goal in ("02-sample", "03-judge", "06-tune", "06-tune", "08-evaluate"):
+        if kill_when(command, tmp_path, goal, generator.uniform(0.0, 0.25)):
+            kills += 1
+            stages_seen.add(goal)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert kills >= 4
+    assert fingerprint(Run(next((tmp_path / "runs").glob("small-*")))) == fingerprint(first[1])
+
+
+def kill_when(command, cwd, stage, delay):
+    """Start the command, wait until a stage's folder is there and `delay` more seconds, kill the process group."""
+    process = subprocess.Popen(
+        command, cwd=cwd, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline and not list(cwd.glob(f"runs/*/{stage}*")):
+        time.sleep(0.005)
+    time.sleep(delay)
+    alive = process.poll() is None
+    with_group = os.getpgid(process.pid) if alive else None
+    if with_group is not None:
+        os.killpg(with_group, signal.SIGKILL)
+    process.wait()
+    return alive
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
+    command = [sys.executable, "-m", "tamis.cli", "run", "recipe.yaml", "--quiet"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("runs/*/01-task*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "go on with" in said
+    assert "recipe.yaml" in said
+    assert "Traceback" not in said
+
+
+def test_examples_hold_float32_exactly(first):
+    for example in first[1].stages("compose")[0].read(Example):
+        assert all(np.float32(w) == w for w in example.target.weights)

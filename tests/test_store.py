@@ -1,0 +1,155 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tamis import store
+from tamis.errors import StoreError
+from tamis.records import Cost, Message, Prompt
+
+
+def prompts(n, start=0):
+    return [Prompt(messages=(Message("user", f"{i}"),)) for i in range(start, start + n)]
+
+
+@pytest.fixture
+def stage(tmp_path):
+    folder = store.StageFolder(tmp_path / "run" / "01-task-abc", "abc" * 10)
+    folder.path.mkdir(parents=True)
+    return folder
+
+
+def write(stage, index, records):
+    stage.write_unit("u", index, store.Unit({"prompts": records}, Cost(prompt_tokens=len(records))), 1.5)
+
+
+def test_units_come_back_in_order_and_sum_into_the_stage(stage):
+    write(stage, 1, prompts(2, 3))
+    write(stage, 0, prompts(3))
+    assert [p.text for p in stage.read(Prompt)] == ["0", "1", "2", "3", "4"]
+    assert not stage.done
+    info = stage.finish({"kind": "task"})
+    assert stage.done
+    assert stage.whole()
+    assert info["cost"]["prompt_tokens"] == 5
+    assert info["seconds"] == 3.0
+
+
+def test_another_key_is_not_this_stage(stage):
+    stage.finish({})
+    assert not store.StageFolder(stage.path, "other").done
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_a_damaged_shard_is_set_aside_and_its_unit_is_undone(stage, damage):
+    write(stage, 0, prompts(3))
+    write(stage, 1, prompts(3, 3))
+    stage.finish({})
+    shard = stage.path / "prompts" / "u-00001.parquet"
+    data = shard.read_bytes()
+    if damage == "gone":
+        shard.unlink()
+    else:
+        shard.write_bytes(data[:-7] if damage == "cut" else data[:50] + bytes([data[50] ^ 1]) + data[51:])
+    assert not stage.whole()
+    assert not stage.done
+    assert stage.unit_done("u", 0)
+    assert not stage.unit_done("u", 1)
+    write(stage, 1, prompts(3, 3))
+    stage.finish({})
+    assert stage.whole()
+
+
+def test_a_changed_extra_file_makes_the_stage_not_whole(stage):
+    (stage.path / "selection.json").write_text("[]")
+    stage.finish({}, [stage.path / "selection.json"])
+    assert stage.whole()
+    (stage.path / "selection.json").write_text("[1]")
+    assert not stage.whole()
+
+
+def test_a_finished_stage_of_another_run_is_linked(tmp_path, stage):
+    write(stage, 0, prompts(3))
+    stage.finish({})
+    target = store.StageFolder(tmp_path / "other" / f"04-task-{stage.key[:12]}", stage.key)
+    target.path.parent.mkdir()
+    os.rename(stage.path, stage.path.with_name(f"01-task-{stage.key[:12]}"))
+    assert store.adopt(tmp_path, target)
+    assert target.whole()
+    assert len(target.read(Prompt)) == 3
+
+
+def test_finished_units_of_an_unfinished_stage_are_linked(tmp_path, stage):
+    write(stage, 0, prompts(3))
+    os.rename(stage.path, stage.path.with_name(f"01-task-{stage.key[:12]}"))
+    target = store.StageFolder(tmp_path / "other" / f"01-task-{stage.key[:12]}", stage.key)
+    target.path.parent.mkdir()
+    assert not store.adopt(tmp_path, target)
+    assert target.unit_done("u", 0)
+    assert not target.done
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    store.write_json(path, {"v": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left"):
+        store.write_json(path, {"v": 2})
+    assert json.loads(path.read_text()) == {"v": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_broken_json_names_the_file(tmp_path):
+    (tmp_path / "m.json").write_text("{")
+    with pytest.raises(StoreError, match=r"m\.json"):
+        store.read_json(tmp_path / "m.json")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tamis.store import lock
+with lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_a_kill_releases(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StoreError, match=f"pid {holder.pid}"), store.lock(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    with store.lock(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_the_log_is_one_json_object_a_line_and_progress_is_not_logged(tmp_path):
+    heard = []
+    log = store.EventLog(tmp_path / "log.jsonl", heard.append)
+    log("note", text="a\nb")
+    log("progress", done=1)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["a\nb"]
+    assert [e["event"] for e in heard] == ["note", "progress"]
+
+
+def test_reading_does_not_depend_on_the_clock(stage):
+    write(stage, 0, prompts(1))
+    stage.finish({})
+    past = time.time() - 10**8
+    for path in stage.path.rglob("*"):
+        os.utime(path, (past, past))
+    assert stage.whole()
