@@ -4,7 +4,7 @@ BASE := .venv/.base
 DEV := .venv/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install demo test slow check bench docs lock wheel clean
+.PHONY: help install demo test slow check bench docs evidence lock wheel clean
 
 help:
 	@echo "make install  the tool at .venv/bin/tamis"
@@ -13,7 +13,8 @@ help:
 	@echo "make slow     the slow tests"
 	@echo "make check    lint and types"
 	@echo "make bench    all benchmarks"
-	@echo "make docs     the generated pages (one per method, evidence)"
+	@echo "make docs     the generated pages (one per method)"
+	@echo "make evidence every claim check, into docs/evidence"
 	@echo "make lock     resolve all dependencies anew into requirements.lock"
 	@echo "make wheel    build the wheel into dist/"
 
@@ -51,6 +52,9 @@ bench: $(DEV)
 
 docs: $(DEV)
 	@$(BIN)/python -m tamis.report.pages docs
+
+evidence: $(DEV)
+	@$(BIN)/tamis check --all --out docs/evidence; $(BIN)/python -m tamis.report.pages docs
 
 wheel: $(DEV)
 	@$(BIN)/python -m build --no-isolation --wheel

@@ -18,6 +18,7 @@ def run(
     *,
     model: str | None = None,
     data: str | Path | None = None,
+    map: Mapping[str, str] | None = None,
     set: Mapping[str, Any] | None = None,
     seed: int | None = None,
     lab: bool = False,
@@ -27,12 +28,10 @@ def run(
 ) -> Run:
     """Run a recipe (packaged name, YAML file or mapping) and return the run: `.metrics`, `.model`, `.examples`, `.path`.
 
-    `set` maps paths to values, e.g. {"stages.sample.temperature.n": 16}. Raises TamisError on wrong input.
+    `map` says which column of `data` is what, e.g. {"prompt": "question"}; `set` maps paths to values, e.g.
+    {"stages.sample.temperature.n": 16}. Raises TamisError on wrong input.
     """
-    import yaml
-
-    overrides = [f"{path}={yaml.safe_dump(value, default_flow_style=True)}" for path, value in (set or {}).items()]
-    made = recipe.load(source, overrides=overrides, model=model, data=str(data) if data else None, seed=seed, lab=lab)
+    made = recipe.load(source, overrides=set or {}, model=model, data=data, mapping=map, seed=seed, lab=lab)
     watch = listener(progress)
     try:
         return pipeline.run(made, runs_dir=Path(runs_dir), fresh=fresh, listener=watch)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tamis import __version__, registry, stages, store
+from tamis import __version__, environment, registry, stages, store
 from tamis.context import Context
-from tamis.errors import ModelError, TamisError
+from tamis.errors import ModelError, StoreError, TamisError
 from tamis.hashing import digest
 from tamis.models.base import ModelRef
 from tamis.pool import Pool
@@ -51,15 +51,16 @@ class Pipeline:
         self.log = store.EventLog(self.path / "log.jsonl", listener)
         self.models = stages.Models(recipe, self.log)
         self.done: list[dict[str, Any]] = []
-        self.number = 0
+        self.number = self.at = 0
         self.seed = recipe.seed
+        self.rows: dict[tuple[str, str], dict[str, Any]] = {}
 
     def run(self, fresh: bool = False) -> Run:
         """Run all stages; returns the run. Nothing finished is done again unless `fresh`."""
         self._check_capabilities()
-        with store.lock(self.path):
-            if fresh:
-                self._clear()
+        with store.lock(self.path), store.explained(self.path):
+            self.sources = [self.path] if fresh else sorted(p for p in self.runs_dir.iterdir() if p.is_dir())
+            self._clear() if fresh else store.sweep(self.path)
             store.write_atomic(self.path / "recipe.yaml", self.recipe.to_yaml())
             base = self.models.resolve(self.recipe.model)
             self.state = State(base, base)
@@ -69,8 +70,9 @@ class Pipeline:
             try:
                 self._stages()
             except BaseException as error:
-                self._manifest("failed", error=f"{type(error).__name__}: {error}")
-                self.log("run_failed", error=str(error) or type(error).__name__)
+                with contextlib.suppress(OSError, StoreError):
+                    self._manifest("failed", error=f"{type(error).__name__}: {error}")
+                    self.log("run_failed", error=str(error) or type(error).__name__)
                 raise
             self._manifest("done")
             run = Run(self.path)
@@ -85,6 +87,7 @@ class Pipeline:
         for number in range(self.recipe.loop):
             self.seed = self.recipe.seed if number == 0 else int(digest(self.recipe.seed, "round", number)[:8], 16)
             for index, stage in enumerate(self.recipe.stages):
+                self.at = index
                 kind, components, options = split_stage(stage, f"stages[{index}]")
                 getattr(self, f"_{kind}")(components, options)
 
@@ -105,6 +108,9 @@ class Pipeline:
                 continue
             for name in components:
                 needs = registry.get(stages.ROOM[kind], name).needs
+                if "embedder" in needs:
+                    wanted.append((f"{kind} '{name}'", ("embedder",), self.recipe.embedder))
+                needs = tuple(n for n in needs if n != "embedder")
                 wanted.append((f"{kind} '{name}'", needs, options.get("model", self.recipe.model)))
         for what, needs, model in wanted:
             missing = [n for n in needs if n not in capabilities(model)]
@@ -140,8 +146,12 @@ class Pipeline:
         folder = self._folder(kind, key)
         self._drop_stale(folder)
         entry = {"folder": folder.path.name, "kind": kind, "component": component, "key": key}
-        reused = folder.whole() or store.adopt(self.runs_dir, folder)
+        damaged = folder.mend()
+        reused = folder.done or store.adopt(self.sources, folder)
         self.log("stage_start", stage=folder.path.name, kind=kind, component=component)
+        if damaged:
+            names = ", ".join(str(p.relative_to(folder.path)) for p in damaged)
+            self.log("note", stage=folder.path.name, text=f"missing or damaged, made again: {names}")
         if not reused:
             folder.path.mkdir(parents=True, exist_ok=True)
             self._manifest("running", {**entry, "status": "running"})
@@ -168,17 +178,18 @@ class Pipeline:
         return folder
 
     def _drop_stale(self, folder: store.StageFolder) -> None:
-        """Remove a folder of the same number made by another version of the same run's stage."""
+        """Remove a folder of the same number whose key is another: its data, model or component has changed since."""
         for other in self.path.glob(f"{self.number:02d}-*"):
             if other != folder.path:
+                self.log("note", stage=other.name, text="removed: what it was made from has changed since")
                 shutil.rmtree(other)
 
     def _manifest(self, status: str, running: Mapping[str, Any] | None = None, error: str = "") -> None:
         state = getattr(self, "state", None)
-        created = stages.now()
+        created = environment.now()
         path = self.path / "manifest.json"
         if path.exists():
-            with contextlib.suppress(TamisError, KeyError):
+            with contextlib.suppress(TamisError, KeyError, TypeError):
                 created = store.read_json(path)["created"]
         empty: dict[str, Any] = {"reused": False, "seconds": 0.0, "cost": {}, "counts": {}, "notes": {}}
         manifest = {
@@ -190,8 +201,8 @@ class Pipeline:
             "hash": self.recipe.hash,
             "seed": self.recipe.seed,
             "model": {"name": self.recipe.model, "identity": state.base.identity if state else ""},
-            "versions": stages.versions(),
-            "machine": stages.machine(),
+            "versions": environment.versions(),
+            "machine": environment.machine(),
             "pid": os.getpid(),
             "stages": [*self.done, *([{**empty, **running}] if running else [])],
         }
@@ -202,13 +213,12 @@ class Pipeline:
     def _task(self) -> None:
         task = registry.build("task", self.recipe.task, "task")
         name = task.component.name
-        fingerprint = task.fingerprint() if hasattr(task, "fingerprint") else ""
         config = stages.key_of(task)
 
         def work(folder: store.StageFolder) -> None:
             stages.load_prompts(folder, task, self._context(), self.log)
 
-        folder = self._stage("task", name, config, [digest(self.recipe.seed, fingerprint)], work)
+        folder = self._stage("task", name, config, [digest(self.recipe.seed)], work)
         self.state.prompts = folder.read(Prompt)
         self.state.inputs = [folder.key]
         self.task_key = folder.key
@@ -224,15 +234,22 @@ class Pipeline:
 
         def work(folder: store.StageFolder) -> dict[str, Any]:
             ctx = self._context(ref if needs else None)
-            ctx.judge = stages.judging(judge, self._context()) if judge else None
+            asked = state.model if judge and judge.component.needs else None
+            ctx.judge = stages.judging(judge, self._context(asked)) if judge else None
             return stages.sample(folder, sampler, prompts, ctx, self.log)
 
-        identity = ref.identity if needs else ""
-        engine = self.recipe.engine.model_dump() if needs else {}
-        inputs = [self.task_key, digest(self.seed, identity, engine, stages.key_of(judge) if judge else "")]
+        asked = [stages.key_of(judge), self._identity(state.model, judge)] if judge else ""
+        inputs = [self.task_key, digest(self.seed, self._identity(ref, sampler), asked)]
         folder = self._stage("sample", name, stages.key_of(sampler), inputs, work)
         found = folder.read(Completion)
-        state.completions = found if state.fresh_pool else state.completions + found
+        if not state.fresh_pool:
+            known = {c.id for c in state.completions}
+            new = [c for c in found if c.id not in known]
+            if len(new) < len(found):
+                text = f"{len(found) - len(new)} of {len(found)} completions are in the pool already, from a stage before"
+                self.log("note", stage=folder.path.name, text=text)
+            found = state.completions + new
+        state.completions = found
         state.inputs = [folder.key] if state.fresh_pool else [*state.inputs, folder.key]
         state.verdicts = [] if state.fresh_pool else state.verdicts
         state.selection, state.fresh_pool = None, False
@@ -245,8 +262,8 @@ class Pipeline:
             ctx = self._context(state.model if judge.component.needs else None)
             stages.judge(folder, judge, self._by_id(), state.completions, ctx, self.log)
 
-        identity = state.model.identity if judge.component.needs else ""
-        folder = self._stage("judge", judge.component.name, stages.key_of(judge), [*state.inputs, identity], work)
+        inputs = [*state.inputs, self._identity(state.model, judge)]
+        folder = self._stage("judge", judge.component.name, stages.key_of(judge), inputs, work)
         state.verdicts = state.verdicts + folder.read(Verdict)
         state.inputs = [*state.inputs, folder.key]
 
@@ -256,10 +273,12 @@ class Pipeline:
 
         def work(folder: store.StageFolder) -> dict[str, Any]:
             pool = self._pool()
-            pool.embed = self.models.embed
+            pool.embed = self.models.embed if embeds else None
             return stages.select(folder, selector, pool, self._context(), self.log)
 
-        inputs = [*state.inputs, digest(self.seed, state.base.identity)]
+        embeds = "embedder" in selector.component.needs
+        embedder = self.models.resolve(self.recipe.embedder).identity if embeds else ""
+        inputs = [*state.inputs, digest(self.seed, state.base.identity, embedder)]
         folder = self._stage("select", selector.component.name, stages.key_of(selector), inputs, work)
         kept = store.read_json(folder.path / "selection.json")
         state.selection = (kept["completion_ids"], kept["weights"])
@@ -282,14 +301,13 @@ class Pipeline:
         objective, adapter, config = tune_parts(components, "tune")
         start = state.base if config.start == "base" else state.model
         name = f"{objective.component.name}+{adapter.component.name}"
-        parts = {"objective": stages.key_of(objective), "adapter": stages.key_of(adapter), **config.model_dump()}
+        parts = {"objective": stages.key_of(objective), "adapter": stages.key_of(adapter), **config.mathematics()}
 
         def work(folder: store.StageFolder) -> dict[str, Any]:
             self.models.release()
             return stages.tune(folder, start, state.examples, objective, adapter, config, self.seed, self.log)
 
-        engine = self.recipe.engine.model_dump()
-        folder = self._stage("tune", name, parts, [*state.inputs, digest(self.seed, start.identity, engine)], work)
+        folder = self._stage("tune", name, parts, [*state.inputs, digest(self.seed, start.identity)], work)
         state.model = self.models.tuned(start, folder)
 
     def _evaluate(self, components: dict[str, Any], options: dict[str, Any]) -> None:
@@ -300,7 +318,8 @@ class Pipeline:
         metrics = {}
         for side, ref in sides.items():
             metrics[side] = self._measure(side, ref, evaluators, judge)
-        rows = stages.compare(metrics, self.recipe.seed)
+        self.rows |= {(row["evaluator"], row["name"]): row for row in stages.compare(metrics, self.recipe.seed)}
+        rows = list(self.rows.values())
         store.write_json(self.path / "metrics.json", {"rows": rows})
         self.log("metrics", rows=rows)
 
@@ -314,7 +333,7 @@ class Pipeline:
             return stages.measure(folder, evaluators, judge, heldout, ctx, self.log)
 
         names = "+".join(e.component.name for e in evaluators)
-        inputs = [self.task_key, digest(self.recipe.seed, ref.identity, self.recipe.engine.model_dump())]
+        inputs = [self.task_key, digest(self.recipe.seed, *self._identity(ref))]
         folder = self._stage(f"evaluate_{side}", names, config, inputs, work)
         return store.read_json(folder.path / "metrics.json")
 
@@ -330,11 +349,17 @@ class Pipeline:
         ids, weights = state.selection
         return pool.take([at[i] for i in ids], np.array(weights) if weights else None)
 
+    def _identity(self, ref: ModelRef, asker: Any = None) -> list[Any]:
+        """Return what of a model decides its answers, for a key: nothing where the component `asker` asks no model."""
+        if asker is not None and not asker.component.needs:
+            return []
+        return [ref.identity, self.recipe.engine.model_dump() if ref.kind == "local" else {}]
+
     def _by_id(self) -> dict[str, Prompt]:
         return {p.id: p for p in self.state.prompts}
 
     def _next_judge(self) -> Any:
-        for stage in self.recipe.stages:
+        for stage in self.recipe.stages[self.at :] + self.recipe.stages:
             if "judge" in stage:
                 return registry.build("judge", stage["judge"], "judge")
         raise TamisError("this sampler asks a judge while it samples", hint="Add a judge stage after the sample stage.")

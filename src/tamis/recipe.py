@@ -17,6 +17,7 @@ import yaml
 from tamis import registry
 from tamis.errors import ConfigError, nearest
 from tamis.hashing import digest
+from tamis.plain import parse, plain
 
 STAGE_ROOMS = {
     "sample": "sampler",
@@ -28,6 +29,9 @@ STAGE_ROOMS = {
 }
 STAGE_OPTIONS = {"sample": {"model"}, "evaluate": {"judge"}}
 LAB_TWIN: dict[str, Any] = {"model": "nano-sums", "task": {"modular_sums": {"size": 128, "heldout": 200}}}
+
+_LONGEST_NAME = 48
+_NAME = re.compile(r"\w[\w.+-]*")
 
 
 class Engine(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -42,17 +46,30 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
     """A resolved recipe. `stages` holds plain data; components are built from it by the registry."""
 
     name: str
+    """Letters, digits and . _ + -: it begins the name of the run folder."""
     row: int | None = None
     about: str = ""
     paper: str = ""
-    model: str = "smollm2-135m"
-    embedder: str = "minilm-l6-v2"
+    model: str = pydantic.Field("smollm2-135m", min_length=1)
+    embedder: str = pydantic.Field("minilm-l6-v2", min_length=1)
     task: dict[str, Any]
     seed: int = 0
     loop: int = pydantic.Field(1, ge=1)
     stages: list[dict[str, Any]] = pydantic.Field(min_length=1)
     engine: Engine = Engine()
     lab: dict[str, Any] | None = None
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _is_folder_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name) or len(name.encode()) > 4 * _LONGEST_NAME:
+            raise ValueError("a name is made of letters, digits and . _ + -, and is not long; it names the run folder")
+        return name
+
+    @pydantic.field_validator("task", mode="before")
+    @classmethod
+    def _by_name(cls, task: Any) -> Any:
+        return {task: {}} if isinstance(task, str) else task
 
     @property
     def hash(self) -> str:
@@ -73,113 +90,170 @@ def names() -> list[str]:
 def load(
     source: str | Path | Mapping[str, Any],
     *,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     model: str | None = None,
-    data: str | None = None,
+    data: str | Path | None = None,
     mapping: Mapping[str, str] | None = None,
     seed: int | None = None,
     lab: bool = False,
 ) -> Recipe:
     """Return the recipe `source` (packaged name, YAML file or mapping) with everything overridden and checked.
 
-    `overrides` are "path=value" with YAML values, e.g. "stages.sample.temperature.n=16"; `data` replaces the task by a data
-    file, `mapping` its field map; `lab` swaps in the recipe's lab twin. Raises ConfigError.
+    `overrides` are "path=value" with YAML values, e.g. "stages.sample.temperature.n=16", or a mapping of paths to values;
+    `data` replaces the task by a data file, `mapping` its field map; `lab` swaps in the recipe's lab twin.
+    Raises ConfigError.
     """
     raw = _resolve(source)
     if lab:
         raw = _lab_twin(raw)
-    if model:
-        raw["model"] = model
-    if data:
-        kept = raw["task"].get("data", {}) if isinstance(raw.get("task"), Mapping) else {}
-        raw["task"] = {"data": {**kept, "path": data}}
+    if model is not None:
+        raw["model"] = plain(model, "model")
+    if data is not None:
+        raw["task"] = {"data": {**_data_options(raw), "path": plain(data, "data")}}
     if mapping:
-        _set(raw, ["task", "data", "map"], dict(mapping), "--map")
+        if not _data_options(raw):
+            raise ConfigError("--map says which column is what, and this recipe reads no data file", hint="Add --data.")
+        _set(raw, ["task", "data", "map"], plain(mapping, "map"), "--map")
     if seed is not None:
-        raw["seed"] = seed
-    for override in overrides:
-        apply_override(raw, override)
+        raw["seed"] = plain(seed, "seed")
+    for path, value in _changes(overrides):
+        _set(raw, path.split("."), value, f"--set {path}")
     return check(raw)
 
 
-def _resolve(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    raw = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(str(source))
+def _data_options(raw: Mapping[str, Any]) -> dict[str, Any]:
+    task = raw.get("task")
+    options = task.get("data") if isinstance(task, Mapping) else None
+    return dict(options) if isinstance(options, Mapping) else {}
+
+
+def _resolve(source: str | Path | Mapping[str, Any], chain: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the recipe as plain data, laid over the one that it extends. `chain` is what extends it."""
+    raw, where = _read(source)
+    if where in chain:
+        raise ConfigError(f"extends itself: {' -> '.join((*chain, where))}", where=chain[0])
     parent = raw.pop("extends", None)
     if parent is None:
+        if "set" in raw:
+            raise ConfigError("'set' changes a recipe that is extended, and this one extends none", where=where)
         return raw
-    base = _resolve(parent)
-    changes = raw.pop("set", {})
+    if not isinstance(parent, str):
+        raise ConfigError(
+            f"'extends' takes one name or file, not {parent!r}", where=where, hint="Example: extends: rft"
+        )
+    if "/" in parent or parent.endswith((".yaml", ".yml")):
+        parent = str(Path(where).parent / Path(parent).expanduser())
+    base = _resolve(parent, (*chain, where))
+    changes = raw.pop("set", None)
     base.update(raw)
-    for path, value in changes.items():
-        _set(base, path.split("."), value, f"set: {path}")
-    return base
+    return _with_changes(base, changes, f"{where}: set")
 
 
-def _read(source: str) -> dict[str, Any]:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise ConfigError("there is no such recipe file", where=source, hint="tamis init writes a starter.")
-        text, where = path.read_text(encoding="utf-8"), source
-    elif source in names():
-        text, where = files("tamis.recipes").joinpath(f"{source}.yaml").read_text(encoding="utf-8"), source
+def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return a recipe as it is written, and its path or name."""
+    if isinstance(source, Mapping):
+        return plain(source, "recipe"), str(source.get("name", "recipe"))
+    if not isinstance(source, str | Path):
+        raise ConfigError(
+            f"a recipe is a name, a file or a mapping, not {source!r:.80}", hint=f"Known: {', '.join(names())}."
+        )
+    path, where = Path(source), str(source)
+    if where in names() and not path.is_file():
+        text = files("tamis.recipes").joinpath(f"{where}.yaml").read_text(encoding="utf-8")
+    elif path.suffix in (".yaml", ".yml") or _is_file(path):
+        text = _file_text(path)
     else:
         raise ConfigError(
-            f"unknown recipe '{source}'", hint=nearest(source, names()) + " A path to a YAML file works too."
+            f"unknown recipe '{where}'", hint=nearest(where, names()) + " A path to a YAML file works too."
         )
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not valid YAML: {error}", where=where) from None
+    raw = parse(text, where)
     if not isinstance(raw, dict):
         raise ConfigError(
             "a recipe is a mapping with name, task and stages", where=where, hint="tamis init writes a starter."
         )
-    raw.setdefault("name", path.stem)
-    return raw
+    return {"name": slug(path.stem), **raw}, where
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _file_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(
+            "there is no such recipe file", where=str(path), hint="tamis init writes a starter."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"is not UTF-8 text (byte {error.start})", where=str(path), hint="Save it as UTF-8."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+
+
+def slug(text: str) -> str:
+    """Return `text` as the name of a recipe: letters, digits and . _ + - stay, the rest becomes one dash."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-.+")[:_LONGEST_NAME] or "mine"
 
 
 def _lab_twin(raw: dict[str, Any]) -> dict[str, Any]:
-    twin = {**LAB_TWIN, **copy.deepcopy(raw.get("lab") or {})}
-    changes = twin.pop("set", {})
-    raw = {**raw, **twin, "name": f"{raw['name']}-lab"}
-    for path, value in changes.items():
-        _set(raw, path.split("."), value, f"lab.set: {path}")
+    own = raw.get("lab") or {}
+    if not isinstance(own, Mapping):
+        raise ConfigError(f"lab must be a mapping, not {own!r}", where=str(raw.get("name", "recipe")))
+    twin = {**copy.deepcopy(LAB_TWIN), **own}
+    changes = twin.pop("set", None)
+    name = raw.get("name")
+    raw = {**raw, **twin, **({"name": f"{name}-lab"} if name else {})}
+    return _with_changes(raw, changes, "lab.set")
+
+
+def _with_changes(raw: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
+    if not isinstance(changes, Mapping | None):
+        raise ConfigError(f"must map paths to values, not {changes!r}", where=where, hint="Example: set: {seed: 3}")
+    for path, value in (changes or {}).items():
+        _set(raw, path.split("."), copy.deepcopy(value), f"{where}: {path}")
     return raw
 
 
-def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Apply one "path=value". Raises ConfigError that names the part of the path that is wrong."""
-    path, sep, text = override.partition("=")
-    if not sep or not path.strip():
-        raise ConfigError(f"'{override}' is not path=value", hint="Example: --set stages.sample.temperature.n=16")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"the value of '{override}' is not valid YAML") from None
-    _set(raw, path.strip().split("."), value, f"--set {path}")
+def _changes(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return overrides as paths and plain values."""
+    if isinstance(overrides, Mapping):
+        return list(plain(overrides, "set").items())
+    found = []
+    for override in overrides:
+        path, sep, text = override.partition("=")
+        if not sep or not path.strip():
+            raise ConfigError(f"'{override}' is not path=value", hint="Example: --set stages.sample.temperature.n=16")
+        found.append((path.strip(), parse(text, f"--set {path.strip()}")))
+    return found
 
 
 def _set(raw: dict[str, Any], path: Sequence[str], value: Any, where: str) -> None:
+    """Set one field. Raises ConfigError that names the part of the path that is wrong."""
+    if path[0] not in Recipe.model_fields:
+        raise ConfigError(f"unknown field '{path[0]}'", where=where, hint=nearest(path[0], Recipe.model_fields))
+    if path[0] == "lab":
+        raise ConfigError("the lab twin is settled already", where=where, hint="Set the field itself, without 'lab.'.")
     node: Any = raw
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
-        if node is raw and part not in Recipe.model_fields:
-            raise ConfigError(f"unknown field '{part}'", where=where, hint=nearest(part, Recipe.model_fields))
         if isinstance(node, list):
-            node = _stage(node, part, where)
-            if last:
-                raise ConfigError("name a component and its field", where=where, hint=f"Stage: {list(node)}")
-            node = node[_kind(part)[0]]
-        elif isinstance(node, dict):
-            if last:
-                node[part] = value
-                return
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
-        else:
+            if path[depth - 1] != "stages" or depth != 1:
+                raise ConfigError(f"'{path[depth - 1]}' is a list and is set as a whole", where=where)
+            node, part = _stage(node, part, where), _kind(part)[0]
+        elif not isinstance(node, dict):
             raise ConfigError(f"'{path[depth - 1]}' has no field '{part}' (it is {node!r})", where=where)
+        if last:
+            node[part] = value
+            return
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
 
 
 def _kind(part: str) -> tuple[str, int]:
@@ -191,7 +265,7 @@ def _stage(stages: list[dict[str, Any]], part: str, where: str) -> dict[str, Any
     kind, index = _kind(part)
     found = [s for s in stages if isinstance(s, dict) and kind in s]
     if not found:
-        kinds = {k for s in stages for k in s}
+        kinds = {str(k) for s in stages if isinstance(s, dict) for k in s}
         raise ConfigError(f"the recipe has no stage '{kind}'", where=where, hint=nearest(kind, kinds))
     if index >= len(found):
         raise ConfigError(f"the recipe has {len(found)} '{kind}' stage(s); [{index}] is not there", where=where)
@@ -203,17 +277,7 @@ def _stage(stages: list[dict[str, Any]], part: str, where: str) -> dict[str, Any
 
 def check(raw: Mapping[str, Any]) -> Recipe:
     """Return `raw` as a validated recipe; every component is built once, so that a wrong option is found here."""
-    for name in raw:
-        if name not in Recipe.model_fields:
-            raise ConfigError(
-                f"unknown field '{name}'",
-                where=str(raw.get("name", "recipe")),
-                hint=nearest(str(name), Recipe.model_fields),
-            )
-    try:
-        recipe = Recipe(**raw)
-    except pydantic.ValidationError as error:
-        raise ConfigError(registry.explain(error), where=str(raw.get("name", "recipe"))) from None
+    recipe = registry.construct(Recipe, Recipe.model_fields, raw, str(raw.get("name") or "recipe"), "field")
     registry.build("task", recipe.task, "task")
     for number, stage in enumerate(recipe.stages):
         check_stage(stage, f"stages[{number}]")
@@ -235,7 +299,11 @@ def split_stage(stage: Mapping[str, Any], where: str = "stage") -> tuple[str, di
     options = {k: v for k, v in body.items() if k in known}
     components = {k: v for k, v in body.items() if k not in known}
     if kind not in ("evaluate", "tune") and len(components) != 1:
-        raise ConfigError(f"'{kind}' takes one component, found {sorted(components)}", where=where)
+        raise ConfigError(
+            f"'{kind}' takes one component, found {sorted(components)}",
+            where=where,
+            hint=f"To put another in its place: --set 'stages.{kind}={{NAME: {{OPTION: VALUE}}}}'",
+        )
     return kind, components, options
 
 
@@ -247,7 +315,9 @@ def check_stage(stage: Mapping[str, Any], where: str) -> None:
         tune_parts(components, at)
         return
     for name, config in components.items():
-        registry.build(STAGE_ROOMS[kind], {name: config or {}}, at)
+        registry.build(STAGE_ROOMS[kind], {name: config}, at)
+    if not isinstance(options.get("model", ""), str) or options.get("model") == "":
+        raise ConfigError(f"model is the name of a model, not {options['model']!r}", where=at)
     if "judge" in options:
         registry.build("judge", options["judge"], f"{at}.judge")
 

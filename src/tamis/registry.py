@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args
 
 import pydantic
 from pydantic.dataclasses import dataclass as validated
@@ -73,19 +73,35 @@ class Component:
 
     def build(self, config: Mapping[str, Any] | None = None, where: str = "") -> Any:
         """Return an instance. Raises ConfigError that names the option and the nearest valid one."""
-        known = {f.name for f in dataclasses.fields(self.cls)}
-        at = where or f"{self.room} '{self.name}'"
-        if config is not None and not isinstance(config, Mapping):
-            raise ConfigError(f"options must be a mapping, not {config!r}", where=at, hint=f"Options: {sorted(known)}")
-        for name in config or {}:
-            if name not in known:
-                raise ConfigError(f"unknown option '{name}'", where=at, hint=nearest(str(name), known))
-        try:
-            return self.cls(**(config or {}))
-        except pydantic.ValidationError as error:
-            raise ConfigError(explain(error), where=at) from None
-        except ValueError as error:
-            raise ConfigError(str(error), where=at) from None
+        fields = self.cls.__pydantic_fields__  # type: ignore[attr-defined]
+        return construct(self.cls, fields, config, where or f"{self.room} '{self.name}'")
+
+
+def construct(
+    cls: type[T], fields: Mapping[str, FieldInfo], options: Mapping[str, Any] | None, where: str, what: str = "option"
+) -> T:
+    """Return `cls` made with `options`. Raises ConfigError that names the option that is wrong, or the nearest valid one.
+
+    true and false are refused where a number or text is meant; pydantic would take them for 1 and 0.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigError(f"{what}s must be a mapping, not {options!r}", where=where, hint=f"Known: {sorted(fields)}")
+    for name, value in (options or {}).items():
+        if name not in fields:
+            hint = nearest(str(name), fields) if fields else "It has no options."
+            raise ConfigError(f"unknown {what} '{name}'", where=where, hint=hint)
+        if isinstance(value, bool) and not _takes_flag(fields[name].annotation):
+            raise ConfigError(f"{name}: {str(value).lower()} is not a value for it", where=where)
+    try:
+        return cls(**(options or {}))
+    except pydantic.ValidationError as error:
+        raise ConfigError(explain(error), where=where) from None
+    except ValueError as error:
+        raise ConfigError(str(error), where=where) from None
+
+
+def _takes_flag(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(map(_takes_flag, get_args(annotation)))
 
 
 def explain(error: pydantic.ValidationError) -> str:
@@ -94,7 +110,11 @@ def explain(error: pydantic.ValidationError) -> str:
     for item in error.errors():
         field = ".".join(str(p) for p in item["loc"]) or "value"
         given = repr(item.get("input"))
-        lines.append(f"{field}: {item['msg']} (given: {given if len(given) < 80 else given[:77] + '...'})")
+        shown = given if len(given) < 80 else given[:77] + "..."
+        lines.append(
+            f"{field}: {item['msg'].removeprefix('Value error, ')}"
+            + ("" if item["type"] == "missing" else f" (given: {shown})")
+        )
     return "; ".join(lines)
 
 
@@ -116,7 +136,8 @@ def _register(
     room: str, name: str, row: int | None, paper: str, version: str, needs: tuple[str, ...]
 ) -> Callable[[type[T]], type[T]]:
     def decorate(cls: type[T]) -> type[T]:
-        made = validated(config=pydantic.ConfigDict(extra="forbid"), frozen=True, kw_only=True)(cls)
+        config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+        made = validated(config=config, frozen=True, kw_only=True)(cls)
         known = _COMPONENTS.get((room, name))
         if known and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ConfigError(
@@ -200,8 +221,8 @@ def get(room: str, name: str, where: str = "") -> Component:
 def build(room: str, spec: Mapping[str, Any] | str, where: str = "") -> Any:
     """Build a component from its recipe form: `name` or `{name: {option: value}}`."""
     if isinstance(spec, str):
-        return get(room, spec, where).build({}, where)
-    if not isinstance(spec, Mapping) or len(spec) != 1:
+        spec = {spec: None}
+    if not isinstance(spec, Mapping) or len(spec) != 1 or not all(isinstance(name, str) for name in spec):
         raise ConfigError(
             f"expected one {room} as `name` or `{{name: {{option: value}}}}`, found {spec!r}", where=where or None
         )

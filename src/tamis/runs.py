@@ -107,7 +107,7 @@ class Run:
         """Return what was left out: record, reason and stage."""
         rows = []
         for stage in self.stages():
-            path = stage.path / "dropped.jsonl"
+            path = stage.path / "rejected.jsonl"
             if path.exists():
                 lines = path.read_text(encoding="utf-8").splitlines()
                 rows += [{**json.loads(line), "stage": stage.path.name} for line in lines]

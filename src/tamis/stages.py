@@ -3,16 +3,14 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tamis import hashing, registry, store
 from tamis.context import Context, Judge
-from tamis.errors import ConfigError, DataError, ModelError
+from tamis.errors import DataError, ModelError
 from tamis.metrics import Draw, View
 from tamis.models.base import ModelRef
 from tamis.pool import Pool
@@ -98,9 +96,13 @@ class Models:
 
 
 def key_of(component: Any) -> dict[str, Any]:
-    """Return what of a component enters a stage's key: name, version, options."""
+    """Return what of a component enters a stage's key: name, version, options, and its `fingerprint()` if it has one.
+
+    A fingerprint stands for what the options only point at: a file's content, a user function's source.
+    """
     known = component.component
-    return {"name": known.name, "version": known.version, "options": registry.config_of(component)}
+    key = {"name": known.name, "version": known.version, "options": registry.config_of(component)}
+    return {**key, "fingerprint": component.fingerprint()} if hasattr(component, "fingerprint") else key
 
 
 def describe(capabilities: Iterable[str]) -> str:
@@ -162,7 +164,7 @@ def load_prompts(folder: StageFolder, task: Any, ctx: Context, log: Log) -> None
     if not seen:
         reasons = ", ".join(f"{n} {what}" for what, n in ctx.counts.items()) or "the source is empty"
         raise DataError(f"the task gave no prompt ({reasons})", where=task.component.name, hint="Check the data file.")
-    if ctx.dropped:
+    if ctx.counts or ctx.dropped:
         folder.write_unit("prompts-rest", 0, Unit({}, Cost(), ctx.counts, ctx.dropped), 0.0)
 
 
@@ -180,7 +182,7 @@ def sample(folder: StageFolder, sampler: Any, prompts: Sequence[Prompt], ctx: Co
     for completion in completions:
         reasons[completion.finish_reason] = reasons.get(completion.finish_reason, 0) + 1
     if reasons.get("error", 0) == len(completions) and completions:
-        raise ModelError("every completion failed", hint="See dropped.jsonl and log.jsonl in the stage's folder.")
+        raise ModelError("every completion failed", hint="See rejected.jsonl and log.jsonl in the stage's folder.")
     notes["finish_reasons"] = reasons
     return {"notes": notes}
 
@@ -393,43 +395,3 @@ def compare(metrics: Mapping[str, list[dict[str, Any]]], seed: int) -> list[dict
 
 def _side(metric: Mapping[str, Any]) -> dict[str, Any]:
     return {k: metric[k] for k in ("value", "low", "high", "n", "notes")}
-
-
-def now() -> str:
-    """Return the time as ISO text, UTC."""
-    import datetime
-
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return the versions of what decides results."""
-    import importlib.metadata
-    import platform
-
-    found = {"python": platform.python_version()}
-    for name in ("tamis", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            raise ConfigError(f"the package '{name}' is missing", hint=f"pip install {name}") from None
-    return found
-
-
-@cache
-def machine() -> dict[str, Any]:
-    """Return what the run was done on: platform, cores, memory, accelerator. No host or user name."""
-    import os
-    import platform
-
-    import torch
-
-    memory = Path("/proc/meminfo")
-    total = int(memory.read_text().split()[1]) / 2**20 if memory.exists() else None
-    return {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "memory_gib": round(total, 1) if total else None,
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
-    }

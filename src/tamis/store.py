@@ -6,12 +6,13 @@ a kill at any moment leaves finished units and nothing half-written. Wall time i
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +25,11 @@ from tamis.hashing import file_digest
 from tamis.records import RECORD_KINDS, Cost, R, Record, from_table, to_table
 
 FORMAT = 1
+"""Part of every stage's key: raised when folders, the cutting into units, the sampling engine, the rendering of examples or
+the training loop come to give other bytes. A component's own changes are told by its `version`."""
+
+UNIT_FIELDS = frozenset({"files", "cost", "counts", "dropped", "notes", "seconds"})
+STAGE_FIELDS = UNIT_FIELDS - {"dropped"} | {"key"}
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -92,7 +98,8 @@ class StageFolder:
     @property
     def done(self) -> bool:
         """Whether the stage is finished under this key."""
-        return (self.path / "stage.json").exists() and self.info()["key"] == self.key
+        info = _ledger(self.path / "stage.json", STAGE_FIELDS)
+        return info is not None and info["key"] == self.key
 
     def info(self) -> dict[str, Any]:
         """Return `stage.json`."""
@@ -103,22 +110,45 @@ class StageFolder:
         return self.path / "units" / f"{group}-{index:05d}.json"
 
     def unit_done(self, group: str, index: int) -> bool:
-        """Whether a unit is finished and its shards are whole. A damaged shard is set aside and its unit is not done."""
-        path = self.unit_path(group, index)
-        if not path.exists():
-            return False
-        for name, sha in read_json(path)["files"].items():
-            shard = self.path / name
-            if not shard.exists() or file_digest(shard) != sha:
-                self._set_aside(shard, path)
-                return False
-        return True
+        """Whether a unit is finished and its shards are whole. What is damaged is set aside, and its unit is not done."""
+        faults = self._unit_faults(self.unit_path(group, index))
+        self._set_aside(faults)
+        return not faults
 
-    def _set_aside(self, shard: Path, unit: Path) -> None:
-        for path in (unit, shard):
+    def _unit_faults(self, unit: Path) -> list[Path]:
+        ledger = _ledger(unit, UNIT_FIELDS)
+        if ledger is None:
+            return [unit]
+        shards = [self.path / name for name, sha in ledger["files"].items() if not _has(self.path / name, sha)]
+        return [unit, *shards] if shards else []
+
+    def faults(self) -> list[Path]:
+        """Return what of a finished stage is missing or not as it was written; `stage.json` where it is not finished."""
+        if not self.done:
+            return [self.path / "stage.json"]
+        listed = {self.path / name: sha for name, sha in self.info()["files"].items()}
+        units = [path for path in listed if path.parent.name == "units"]
+        wrong = [path for path, sha in listed.items() if not _has(path, sha)]
+        return list(dict.fromkeys([*wrong, *(fault for unit in units for fault in self._unit_faults(unit))]))
+
+    def whole(self) -> bool:
+        """Whether the stage is finished and all its files have the checksums they were written with. Changes nothing."""
+        return not self.faults()
+
+    def mend(self) -> list[Path]:
+        """Set aside what is damaged of a finished stage, so that this and only this is made again; returns it."""
+        faults = self.faults() if (self.path / "stage.json").exists() else []
+        self._set_aside(faults)
+        return faults
+
+    def _set_aside(self, faults: Sequence[Path]) -> None:
+        for path in faults:
             if path.exists():
-                os.replace(path, path.with_name(path.name + ".damaged"))
-        (self.path / "stage.json").unlink(missing_ok=True)
+                aside = path.with_name(path.name + ".damaged")
+                shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+                os.replace(path, aside)
+        if faults:
+            (self.path / "stage.json").unlink(missing_ok=True)
 
     def write_unit(self, group: str, index: int, unit: Unit, seconds: float) -> None:
         """Write a unit's shards, then its JSON."""
@@ -157,22 +187,8 @@ class StageFolder:
         pattern = f"{group}-*.parquet" if group else "*.parquet"
         return [r for p in sorted((self.path / names[kind]).glob(pattern)) for r in _read(p, kind)]
 
-    def whole(self) -> bool:
-        """Whether the stage is done and every shard and every file it lists has its checksum; damage is set aside."""
-        if not self.done:
-            return False
-        for path in sorted((self.path / "units").glob("*.json")):
-            group, index = path.stem.rsplit("-", 1)
-            if not self.unit_done(group, int(index)):
-                return False
-        for name, sha in self.info().get("files", {}).items():
-            if not (self.path / name).exists() or file_digest(self.path / name) != sha:
-                os.replace(self.path / "stage.json", self.path / "stage.json.damaged")
-                return False
-        return True
-
     def finish(self, info: dict[str, Any], files: Sequence[Path] = ()) -> dict[str, Any]:
-        """Write `stage.json`: sums over the units, `info`, and the checksums of further `files`."""
+        """Write `stage.json`: sums over the units, `info`, and the checksums of the units' JSON and of further `files`."""
         units = self.units()
         cost, counts = Cost(), Counter[str]()
         for unit in units:
@@ -183,7 +199,9 @@ class StageFolder:
         dropped = [d for u in units for d in u["dropped"]]
         if dropped:
             lines = "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in dropped)
-            write_atomic(self.path / "dropped.jsonl", lines)
+            write_atomic(self.path / "rejected.jsonl", lines)
+            files = [*files, self.path / "rejected.jsonl"]
+        files = [*sorted((self.path / "units").glob("*.json")), *files]
         base = {
             "format": FORMAT,
             "key": self.key,
@@ -201,34 +219,64 @@ def _read(path: Path, kind: type[R]) -> list[R]:
     return from_table(pq.read_table(path), kind)
 
 
-def adopt(runs_dir: Path, target: StageFolder) -> bool:
-    """Hard-link a stage that any run of `runs_dir` holds under the same key; returns whether a finished one was found.
+def _ledger(path: Path, required: frozenset[str]) -> dict[str, Any] | None:
+    """Return the JSON object in `path` if it is there, whole and has the required fields."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and required <= found.keys() else None
 
-    An unfinished one gives its finished units. Checkpoints of an unfinished tune stage are not shared.
+
+def _has(path: Path, sha: str) -> bool:
+    return path.is_file() and file_digest(path) == sha
+
+
+def adopt(runs: Iterable[Path], target: StageFolder) -> bool:
+    """Hard-link a stage that one of `runs` holds under the same key; returns whether a finished one was found.
+
+    An unfinished one gives its finished units where the target has none. Checkpoints of an unfinished tune stage are not
+    shared. Nothing in another run is changed, and one that changes meanwhile is passed over.
     """
-    if target.path.exists():
-        return False
-    found = [p for p in runs_dir.glob(f"*/*-{target.key[:12]}") if p.is_dir() and p != target.path]
-    done = [p for p in found if StageFolder(p, target.key).whole()]
-    partial = [p for p in found if (p / "units").is_dir() and not (p / "checkpoints").exists()]
-    for source in done[:1] or sorted(partial, key=lambda p: -len(list((p / "units").glob("*.json"))))[:1]:
-        _link_tree(source, target.path)
-        return bool(done)
+    found = [p for run in runs for p in sorted(run.glob(f"*-{target.key[:12]}")) if p.is_dir() and p != target.path]
+    if any(StageFolder(p, target.key).whole() and _link_tree(p, target.path) for p in found):
+        return True
+    if not target.path.exists():
+        partial = [p for p in found if (p / "units").is_dir() and not (p / "checkpoints").exists()]
+        partial.sort(key=lambda p: -len(list((p / "units").glob("*.json"))))
+        for source in partial:
+            if _link_tree(source, target.path, unfinished=True):
+                break
     return False
 
 
-def _link_tree(source: Path, target: Path) -> None:
+def _link_tree(source: Path, target: Path, *, unfinished: bool = False) -> bool:
+    """Let `target` appear, or be replaced, as a copy of `source` by hard links; False when `source` changes meanwhile."""
+    left_out = [".*.tmp", ".tmp-*", "*.damaged", "checkpoints", *(["stage.json"] if unfinished else [])]
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
     try:
         shutil.copytree(
-            source,
-            temporary / "stage",
-            copy_function=_link,
-            ignore=shutil.ignore_patterns(".tmp-*", "*.damaged", "checkpoints"),
+            source, temporary / "stage", copy_function=_link, ignore=shutil.ignore_patterns(*left_out)
         )
+    except FileNotFoundError:
+        return False
+    except shutil.Error as error:
+        if any(Path(failed).exists() for failed, *_ in error.args[0]):
+            raise
+        return False
+    else:
+        if target.exists():
+            shutil.rmtree(target)
         os.replace(temporary / "stage", target)
+        return True
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill left half-written in a run folder that this process holds."""
+    for path in sorted(folder.rglob(".tmp-*"), reverse=True):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _link(source: str, target: str) -> None:
@@ -266,6 +314,19 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn what the system refuses while a run works (disk full, no permission, a file in the way) into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"the system refused: {error.strerror or error}",
+            where=str(error.filename or folder),
+            hint="What is finished is kept. Put it right (free space, permissions, what is in the way) and run again.",
+        ) from error
+
+
 class EventLog:
     """Appends events to `log.jsonl`, one JSON object a line, and hands them to a listener."""
 
@@ -279,5 +340,26 @@ class EventLog:
         self.listener(record)
         if event != "progress":
             stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": stamp, **record}, ensure_ascii=False, default=str) + "\n")
+            self._append(json.dumps({"time": stamp, **record}, ensure_ascii=False, default=str) + "\n")
+
+    def _append(self, line: str) -> None:
+        """Append a whole line or nothing; what a kill or a full disk left of the last line is cut off first."""
+        with self.path.open("ab+", buffering=0) as file:
+            end = _end_of_lines(file)
+            file.truncate(end)
+            if file.write(data := line.encode()) != len(data):
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+
+def _end_of_lines(file: Any) -> int:
+    """Return the position after the last line break of a file, 0 where there is none."""
+    at = file.seek(0, os.SEEK_END)
+    while at:
+        start = max(0, at - 4096)
+        file.seek(start)
+        block = file.read(at - start)
+        if b"\n" in block:
+            return start + block.rindex(b"\n") + 1
+        at = start
+    return 0

@@ -24,7 +24,7 @@ CHAT = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"
         ({"prompt": "q", "answer": float("nan")}, "prompt", "q", ()),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "prompt/chosen/rejected", "q", ("a",)),
         (
-            {"chosen": CHAT, "rejected": CHAT[:2] + [{"role": "assistant", "content": "b"}]},
+            {"chosen": CHAT, "rejected": [*CHAT[:2], {"role": "assistant", "content": "b"}]},
             "chosen/rejected",
             "q",
             ("a",),

@@ -34,7 +34,7 @@ SEEDS = (50_093, 50_094, 50_095)
 
 TARGET = 0.93
 QUESTIONS, HELDOUT = 400, 800
-PREFIX, RATIO, TEMPERATURE, LIMIT = 2, 0.1, 0.7, 32
+PREFIX, RATIO, TEMPERATURE = 2, 0.1, 0.7
 TUNE: dict[str, Any] = {"lr": 5e-4, "epochs": 2.0, "batch_size": 8, "schedule": "constant"}
 
 
@@ -47,7 +47,7 @@ class World:
 
     def _traces(self) -> Pool:
         """One full trace of each question."""
-        options = {"n": 1, "temperature": TEMPERATURE, "max_new_tokens": LIMIT}
+        options = {"n": 1, "temperature": TEMPERATURE, "max_new_tokens": self.good.longest}
         return self.good.sample({"temperature": options}, self.good.train)
 
 
@@ -60,10 +60,10 @@ def world(seed: int) -> World:
     return World(good, bad)
 
 
-def prefixes(temperature: float = TEMPERATURE) -> Spec:
-    """Return the sampler of prefixes and of the structure set's traces."""
-    options = {"prefix_tokens": PREFIX, "structure_ratio": RATIO, "max_new_tokens": LIMIT}
-    return {"prefix": {**options, "temperature": temperature}}
+def prefixes(on: Bench, temperature: float = TEMPERATURE) -> Pool:
+    """Return prefixes of most questions and full traces of the structure set, by the base."""
+    options = {"prefix_tokens": PREFIX, "structure_ratio": RATIO, "max_new_tokens": on.longest}
+    return on.sample({"prefix": {**options, "temperature": temperature}}, on.train)
 
 
 def base(w: World, majority: str) -> Outcome:
@@ -74,9 +74,9 @@ def base(w: World, majority: str) -> Outcome:
 
 def upft(w: World) -> Outcome:
     """UPFT in the world where A is the majority; with its exact counts."""
-    pool = w.good.sample(prefixes(), w.good.train)
+    pool = prefixes(w.good)
     examples = w.good.compose({"prefix": {}}, pool)
-    exact_parts = {"_expected tokens": expected_tokens(w), "_stray gradient": stray_gradient(w.good, examples)}
+    exact_parts = {"_expected tokens": expected_tokens(w), "_stray gradient": stray_gradient(w.good, pool, examples)}
     return {**spent(w.good, pool, w.good.tune(examples, **TUNE)), **exact_parts}
 
 
@@ -96,7 +96,7 @@ def upft_without_sentence(w: World) -> Outcome:
 
 
 def _plain_upft(on: Bench, composer: Spec, temperature: float) -> Outcome:
-    pool = on.sample(prefixes(temperature), on.train)
+    pool = prefixes(on, temperature)
     return spent(on, pool, on.tune(on.compose(composer, pool), **TUNE))
 
 
@@ -108,7 +108,7 @@ def sft_on_traces(w: World) -> Outcome:
 
 def rft(w: World) -> Outcome:
     """SFT on the first right one of 16 labelled tries of each question."""
-    options = {"n": 16, "temperature": TEMPERATURE, "max_new_tokens": LIMIT}
+    options = {"n": 16, "temperature": TEMPERATURE, "max_new_tokens": w.good.longest}
     pool = w.good.judge(w.good.sample({"temperature": options}, w.good.train))
     kept = w.good.select({"first_accepted": {"k": 1}}, pool)
     return spent(w.good, pool, w.good.tune(w.good.compose({"accepted_sft": {}}, kept), **TUNE))
@@ -161,17 +161,18 @@ def expected_tokens(w: World) -> float:
     return float(sum(n if i in structure else min(PREFIX, n) for i, n in lengths.items()))
 
 
-def stray_gradient(on: Bench, examples: Sequence[Example]) -> float:
+def stray_gradient(on: Bench, pool: Pool, examples: Sequence[Example]) -> float:
     """Return the share of positions whose logits have a gradient where they should not, or have none where they should.
 
-    Of the prefix examples among `examples`: those that predict the prefix tokens should, no others.
+    Of the prefix examples among `examples`: the positions that predict the sampled tokens should, no others.
     """
     cut = [e for e in examples if e.metadata["origin"] == "prefix:cut"]
+    sampled = {c.id: len(c.token_ids) for c in pool.completions}
     pushed = np.abs(logit_gradient(on, cut)).max(axis=2) > 0
     wanted = np.zeros_like(pushed)
     for row, example in enumerate(cut):
-        start = len(on.base.chat.prompt_ids(example.target.messages[:-1]))
-        wanted[row, start - 1 : start - 1 + PREFIX] = True
+        first = len(on.base.chat.prompt_ids(example.target.messages[:-1])) - 1
+        wanted[row, first : first + min(PREFIX, sampled[example.sources[0]])] = True
     return float((pushed != wanted).mean())
 
 

@@ -133,7 +133,7 @@ def choose(names: Sequence[str], rows: Sequence[int], every: bool) -> list[Check
     chosen = [by_name[n] for n in names] + [by_row[r] for r in rows]
     if not chosen:
         raise ConfigError("name what to check", hint=f"Known: {', '.join(by_name)}; or --row N, or --all")
-    return list(dict.fromkeys(chosen))
+    return list({c.name: c for c in chosen}.values())
 
 
 def run(check: Check, progress: Callable[[str], None] = lambda _: None) -> Result:

@@ -1,8 +1,10 @@
 """The answer judge: compares each completion's final answer with the gold one."""
 
 import importlib
+import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
@@ -10,6 +12,7 @@ from typing import Any, Literal
 from tamis import answers, gym
 from tamis.context import Context
 from tamis.errors import ConfigError, DataError
+from tamis.hashing import digest
 from tamis.records import Completion, Prompt, Verdict
 from tamis.registry import judge, option
 
@@ -47,6 +50,10 @@ class Answer:
             re.compile(self.pattern)
         except re.error as error:
             raise ConfigError(f"pattern is no regular expression: {error}", where="judge 'answer'") from None
+
+    def fingerprint(self) -> str:
+        """Return the hash of the user's function (its module's source), "" for the other kinds."""
+        return digest(inspect.getsource(sys.modules[_function(self.callable).__module__])) if self.callable else ""
 
     def judge(
         self, prompts: Mapping[str, Prompt], completions: Sequence[Completion], ctx: Context

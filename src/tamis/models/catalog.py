@@ -241,7 +241,7 @@ def remove_model(name: str, *, catalog: Catalog = CATALOG) -> int:
     row = rows.get(name)
     if row is None:
         raise ModelError(f"there is no cached model '{name}'", hint=nearest(name, rows))
-    if row.kind == "lab":
+    if row.source == "shipped with tamis":
         raise ModelError(f"'{name}' comes with tamis and takes no cache of its own", hint="There is nothing to remove.")
     if row.path is None:
         return 0
@@ -266,10 +266,10 @@ def _lab_rows() -> list[ModelRow]:
     rows = []
     for name in nano.names():
         shipped = Path(nano.__file__).parent / "weights" / name
-        present = shipped.is_dir()
-        size = size_of(shipped) if present else 0
-        source = "shipped with tamis" if present else "made on first use"
-        rows.append(ModelRow(name, "lab", source, "Apache-2.0", size, present, shipped if present else None))
+        path = shipped if shipped.is_dir() else model_folder(name)
+        source = "shipped with tamis" if shipped.is_dir() else "made on first use"
+        size = size_of(path) if path.is_dir() else 0
+        rows.append(ModelRow(name, "lab", source, "Apache-2.0", size, path.is_dir(), path if path.is_dir() else None))
     return rows
 
 

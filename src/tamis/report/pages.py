@@ -1,5 +1,6 @@
 """Pages made from the registry: one per method, for `tamis methods NAME` and for docs/methods/."""
 
+import json
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -68,5 +69,36 @@ def write_pages(folder: Path) -> list[Path]:
     return sorted(target.glob("*.md"))
 
 
+def write_evidence(folder: Path) -> Path:
+    """Write `folder`/evidence.md from the results that `tamis check --out FOLDER/evidence` left there; returns its path."""
+    lines = [
+        "# Evidence",
+        "",
+        "What each method's paper claims, tried in a small world whose truth is known. Seeds are fixed beforehand; a gate",
+        "that does not hold is reported as not holding. `tamis check NAME` measures it again.",
+        "",
+        "| method | row | claim holds | gates | seeds | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    results = [json.loads(p.read_text(encoding="utf-8")) for p in (folder / "evidence").glob("*.json")]
+    results.sort(key=lambda r: r["row"])
+    for result in results:
+        gates = [f["holds"] for f in result["figures"] if f["kind"] == "gate"]
+        holds = "yes" if result["holds"] else "**no**"
+        counts = f"{sum(gates)} of {len(gates)}"
+        lines.append(
+            f"| [{result['name']}](evidence/{result['name']}.md) | {result['row']} | {holds} | {counts} | "
+            f"{len(result['seeds'])} from {min(result['seeds'])} | {result['seconds']:.0f} |"
+        )
+    for result in results:
+        lines += ["", f"## {result['name']}", "", result["claim"]]
+        if (folder / "evidence" / f"{result['name']}.svg").exists():
+            lines += ["", f"![figures of {result['name']}](evidence/{result['name']}.svg)"]
+    path = folder / "evidence.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
 if __name__ == "__main__":
-    print(f"{len(write_pages(Path(sys.argv[1])))} pages")
+    target = Path(sys.argv[1])
+    print(f"{len(write_pages(target))} pages, {write_evidence(target)}")

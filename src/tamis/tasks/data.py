@@ -111,6 +111,8 @@ class Data:
     template: str = option("", "Text of the user message, with {field} or {prompt} filled in.")
     keep: list[str] = option([], "Fields to keep in the prompt's metadata.")
 
+    contract = {"path": "prompts.jsonl"}  # noqa: RUF012
+
     def __post_init__(self) -> None:
         splits.check_heldout(self.heldout, "task 'data'")
         shapes.check_map(self.map)

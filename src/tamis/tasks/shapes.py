@@ -142,7 +142,7 @@ def suggest(fields: Mapping[str, Any]) -> dict[str, str]:
     for role, known in (("prompt", PROMPT_FIELDS), ("answer", ANSWER_FIELDS)):
         scored = [(_closeness(name, known), -i, name) for i, name in enumerate(texts) if name not in found.values()]
         best = max(scored, default=(0.0, 0, ""))
-        if best[0] >= 0.6:
+        if best[0] >= 0.7:
             found[role] = best[2]
     free = [name for name in texts if name not in found.values() and isinstance(fields[name], str)]
     for role in ("prompt", "answer"):

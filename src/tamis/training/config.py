@@ -4,10 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from tamis.errors import ConfigError, nearest
-from tamis.registry import explain
+from tamis.registry import construct
 
 NOT_IN_DIGEST = frozenset({"checkpoint_every", "keep", "start"})
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -19,13 +18,13 @@ class TuneConfig(BaseModel):
     The defaults suit LoRA on a few thousand examples; full fine-tuning wants a learning rate 10 to 20 times smaller.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: float = Field(2.0, gt=0, description="passes over the examples; a fraction ends inside a pass")
     max_steps: int | None = Field(
         None, ge=1, description="exact number of optimizer steps; overrides epochs, repeats the examples if needed"
     )
-    lr: float = Field(2e-4, gt=0, allow_inf_nan=False, description="peak learning rate of AdamW")
+    lr: float = Field(2e-4, gt=0, description="peak learning rate of AdamW")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "cosine", description="learning rate after the warm-up: constant, or down to 0 at the end"
     )
@@ -57,13 +56,7 @@ class TuneConfig(BaseModel):
     @classmethod
     def build(cls, options: Mapping[str, Any] | None = None, where: str = "tune") -> "TuneConfig":
         """Return the config of recipe options. Raises ConfigError that names the field, or the nearest one."""
-        for name in options or {}:
-            if name not in cls.model_fields:
-                raise ConfigError(f"unknown option '{name}'", where=where, hint=nearest(str(name), cls.model_fields))
-        try:
-            return cls(**(options or {}))
-        except ValidationError as error:
-            raise ConfigError(explain(error), where=where) from None
+        return construct(cls, cls.model_fields, options, where)
 
     def lr_at(self, step: int, steps: int) -> float:
         """Return the learning rate of step `step` (0-based) of `steps`."""

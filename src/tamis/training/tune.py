@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import ModelError, TrainingError
-from tamis.hashing import derive_seed, digest
+from tamis.hashing import derive_seed, digest, file_digest
 from tamis.models.base import ModelRef
 from tamis.records import Example, Law, Prompt
 from tamis.training.config import TuneConfig
@@ -48,7 +48,8 @@ def tune(
     """Tune the model `ref` on `examples` and save it in folder/model with tokenizer, generation config and model card.
 
     Checkpoints are in folder/checkpoints until the model is saved, the curve in folder/curve.jsonl. A call that was cut off
-    goes on where it was; a finished one returns what it made. The model is saved as a PEFT adapter, or whole when the
+    goes on where it was; a finished one returns what it made, unless a file of it is missing or damaged: then it is trained
+    again. The model is saved as a PEFT adapter, or whole when the
     adapter trains whole weights (`adapter.whole`) or `ref` has an adapter already, which is merged. Before folder/model
     appears, what was saved is loaded again and answers one training prompt.
 
@@ -57,9 +58,18 @@ def tune(
     """
     parts = [[type(part).__name__, part] for part in (objective, adapter)]
     stamp = digest(ref.identity, seed, config.mathematics(), [e.id for e in examples], parts)
-    if not (folder / "model" / MARKER).exists():
+    if not _whole(folder):
         _Tuning(ref, objective, adapter, config, seed, folder, on_event or (lambda event: None)).run(examples, stamp)
     return _finished(ref, folder, stamp)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether folder/model and folder/curve.jsonl are there as they were written."""
+    try:
+        files = json.loads((folder / "model" / MARKER).read_text(encoding="utf-8"))["files"]
+        return all(file_digest(folder / name) == sha for name, sha in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _finished(ref: ModelRef, folder: Path, stamp: str) -> TuneResult:
@@ -165,6 +175,8 @@ class _Tuning:
         }
         card = model_card(self.ref, self.objective, self.adapter, self.config, self.seed, examples, result, smoke)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        saved = {f"model/{p.relative_to(temporary)}": file_digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+        info["files"] = saved | {"curve.jsonl": file_digest(self.folder / "curve.jsonl")}
         (temporary / MARKER).write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
         publish(temporary, self.folder / "model")
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
@@ -212,12 +224,17 @@ def _stored_dtype(ref: ModelRef) -> "torch.dtype":
 
 
 def _name_base(module: Any, ref: ModelRef) -> None:
-    """Write into the adapter's config how plain PEFT finds the base: its hub id, or its folder."""
+    """Write into the adapter's config how plain PEFT finds the base: its hub id, or its folder.
+
+    PEFT keeps module names in a set, whose order differs from process to process: sorted, equal trainings give equal files.
+    """
     assert ref.folder is not None
     hub = HUB_ID.fullmatch(ref.name) if not Path(ref.name).exists() else None
     for config in module.peft_config.values():
         config.base_model_name_or_path = hub["id"] if hub else str(ref.folder.resolve())
         config.revision = hub["revision"] if hub else None
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
 
 
 def smoke_test(ref: ModelRef, examples: Sequence[Example], fit: "FitResult") -> str:

@@ -1,0 +1,79 @@
+"""Plain data out of YAML text and Python values: what a recipe may hold, and nothing that would be read two ways.
+
+Plain are null, true and false, text, finite numbers, lists, and mappings with text as keys. Knows nothing of recipes.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from tamis.errors import ConfigError
+
+_DEEPEST = 40
+_LARGEST = 2**63
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key may stand only once in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key '{key.value}' stands twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def parse(text: str, where: str) -> Any:
+    """Return YAML text as plain data. Raises ConfigError that says where the text is wrong."""
+    try:
+        return plain(yaml.load(text, _Loader), where)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not valid YAML: {error}", where=where) from None
+    except RecursionError:
+        raise ConfigError("is nested too deeply", where=where) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"holds a value that cannot be read: {error}", where=where, hint="Put it in quotes."
+        ) from None
+
+
+def plain(value: Any, where: str, depth: int = 0) -> Any:
+    """Return a copy of `value` as plain data; paths become text, tuples lists. Raises ConfigError naming what is not plain."""
+    if depth > _DEEPEST:
+        raise ConfigError("is nested too deeply (does a YAML anchor hold itself?)", where=where[:80])
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text(value, where)
+    if isinstance(value, int | float):
+        if not math.isfinite(value) or (abs(value) >= _LARGEST and isinstance(value, int)):
+            raise ConfigError(f"{value} is not a number that can be used", where=where)
+        return value
+    if isinstance(value, os.PathLike):
+        return _text(os.fspath(value), where)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"the key {key!r} is not text", where=where, hint="Put it in quotes.")
+        return {_text(k, where): plain(v, f"{where}.{k}", depth + 1) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{number}]", depth + 1) for number, item in enumerate(value)]
+    raise ConfigError(
+        f"{value!r:.80} is of the type {type(value).__name__}",
+        where=where,
+        hint="Give text (in quotes where it looks like a date), a number, true, false, null, a list or a mapping.",
+    )
+
+
+def _text(value: str, where: str) -> str:
+    if "\0" in value or (not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value)):
+        raise ConfigError(f"{value!r:.80} holds a character that no text file can hold", where=where)
+    return value
