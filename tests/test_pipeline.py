@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tamis import pipeline, registry
+from tamis import pipeline, registry, stages
 from tamis import recipe as recipes
-from tamis.errors import ModelError, StoreError
+from tamis.errors import ModelError, StoreError, TamisError
+from tamis.models.base import ModelRef
 from tamis.models.resolve import resolve
 from tamis.records import Completion, Example
 from tamis.runs import Run, find
@@ -161,8 +162,95 @@ def change_template(folder):
     path.write_text(json.dumps({**config, "chat_template": config["chat_template"] + "{# changed #}"}))
 
 
-def test_fresh_starts_anew(runs_dir):
-    assert not any(go(runs_dir, fresh=True)[1].values())
+def test_fresh_starts_anew_and_leaves_other_runs_as_they_are(runs_dir):
+    first_run = find("small", runs_dir).path
+    go(runs_dir, name="twin")
+    before = {p: p.read_bytes() for p in first_run.rglob("*") if p.is_file()}
+    assert not any(go(runs_dir, name="twin", fresh=True)[1].values())
+    assert {p: p.read_bytes() for p in first_run.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("override", ["checkpoint_every=7", "keep=1", "start=last"])
+def test_options_that_change_no_weight_train_nothing_again(runs_dir, override):
+    assert all(go(runs_dir, f"stages.tune.{override}")[1].values())
+
+
+def test_another_embedder_selects_again(runs_dir, monkeypatch):
+    def vectors(self, texts):
+        return np.array([[len(t) % 3, 1.0] for t in texts], dtype=np.float32)
+
+    monkeypatch.setattr(stages.Models, "embed", vectors)
+    resolved = stages.Models.resolve
+    reused = []
+    for identity in ("one", "two", "one"):
+        ref = ModelRef("toy", "embedder", identity, ("embedder",))
+        monkeypatch.setattr(
+            stages.Models, "resolve", lambda s, n, ref=ref: ref if n == "minilm-l6-v2" else resolved(s, n)
+        )
+        steps = [*RECIPE["stages"][:2], {"select": {"within_clusters": {"k": 9}}}, *RECIPE["stages"][3:4]]
+        reused.append(go(runs_dir, name=f"by-{len(reused)}", stages=steps)[1]["select"])
+    assert reused == [False, False, True]
+
+
+def test_a_selector_that_embeds_is_refused_without_an_embedder(tmp_path):
+    steps = [*RECIPE["stages"][:2], {"select": {"within_clusters": {"k": 9}}}]
+    with pytest.raises(ModelError, match="needs text embeddings, and the model 'nano-sums'"):
+        go(tmp_path, stages=steps, embedder="nano-sums")
+
+
+def test_the_same_completions_enter_the_pool_once_and_it_is_said(runs_dir, first):
+    events = []
+    steps = [RECIPE["stages"][0], *RECIPE["stages"]]
+    run = pipeline.run(make(stages=steps), runs_dir=runs_dir, listener=events.append)
+    assert any(e["event"] == "note" and "96 of 96 completions are in the pool already" in e["text"] for e in events)
+    assert [e.to_row() for e in run.examples] == [e.to_row() for e in first[1].examples]
+
+
+def test_a_second_evaluation_adds_its_figures(tmp_path):
+    steps = [{"evaluate": {name: {"max_new_tokens": 8}}} for name in ("accuracy", "maj_at_k")]
+    run, _ = go(tmp_path, stages=steps)
+    assert {row["evaluator"] for row in run.metrics["rows"]} == {"accuracy", "maj_at_k"}
+
+
+def test_a_judge_that_fails_in_the_middle_goes_on_from_there_when_it_is_mended(runs_dir, first, monkeypatch):
+    monkeypatch.setattr(stages, "ROWS_PER_UNIT", 16)
+    cls = registry.get("judge", "answer").cls
+    judged, working = [], cls.judge
+
+    def broken(self, prompts, completions, ctx):
+        if len(judged) == 2:
+            raise ZeroDivisionError("a bug")
+        judged.append(len(completions))
+        return working(self, prompts, completions, ctx)
+
+    steps = [{"sample": {"temperature": {"n": 4, "temperature": 0.9, "max_new_tokens": 40}}}, RECIPE["stages"][1]]
+    shutil.rmtree(next(runs_dir.glob("*/03-judge-*")))
+    monkeypatch.setattr(cls, "judge", broken)
+    with pytest.raises(ZeroDivisionError):
+        go(runs_dir, name="judged", stages=steps)
+    assert find("judged", runs_dir).manifest["error"] == "ZeroDivisionError: a bug"
+    monkeypatch.setattr(cls, "judge", lambda *a: (judged.append(len(a[2])), working(*a))[1])
+    run, _ = go(runs_dir, name="judged", stages=steps)
+    assert sum(judged) == 96
+    assert [v.to_row() for v in run.verdicts()] == [v.to_row() for v in first[1].verdicts()]
+
+
+@pytest.mark.parametrize("name", ["model/adapter_model.safetensors", "model/tamis.json", "curve.jsonl"])
+@pytest.mark.parametrize("ledger", ["kept", "gone"])
+def test_a_damaged_model_is_trained_again_and_is_the_same(runs_dir, first, name, ledger):
+    stage = next(runs_dir.glob("*/06-tune-*"))
+    (stage / name).write_bytes((stage / name).read_bytes()[:-20])
+    if ledger == "gone":
+        (stage / "stage.json").unlink()
+    run, reused = go(runs_dir)
+    assert [kind for kind, whole in reused.items() if not whole] == ["tune"]
+    assert fingerprint(run) == fingerprint(first[1])
+    assert ("made again" in (run.path / "log.jsonl").read_text()) == (ledger == "kept")
+
+
+def test_an_adapter_names_its_modules_in_order_so_that_its_identity_is_the_same_in_every_process(first):
+    modules = json.loads((first[1].model / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(modules)
 
 
 def test_a_damaged_shard_is_recomputed_and_the_result_is_the_same(runs_dir, first):
@@ -218,6 +306,8 @@ def fingerprint(run):
         "verdicts": [v.to_row() for v in run.verdicts()],
         "selected": run.selected(),
         "weights": {name: w.tobytes() for name, w in weights.items()},
+        "adapter": (run.model / "adapter_config.json").read_bytes(),
+        "heldout": [r.to_row() for side in ("before", "after") for rows in run.heldout(side) for r in rows],
         "metrics": run.metrics,
     }
 
@@ -256,15 +346,17 @@ def kill_when(command, cwd, stage, delay):
     return alive
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_and_says_how_to_go_on(tmp_path, number):
     (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
     command = [sys.executable, "-m", "tamis.cli", "run", "recipe.yaml", "--quiet"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("runs/*/01-task*")) and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
+    assert Run(next(tmp_path.glob("runs/*"))).manifest["error"] == "stopped"
     assert "go on with" in said
     assert "recipe.yaml" in said
     assert "Traceback" not in said
@@ -273,3 +365,14 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
 def test_examples_hold_float32_exactly(first):
     for example in first[1].stages("compose")[0].read(Example):
         assert all(np.float32(w) == w for w in example.target.weights)
+
+
+def test_a_recipe_that_evaluates_stops_before_it_samples_when_nothing_is_held_out(tmp_path):
+    with pytest.raises(TamisError, match="no held-out prompt to evaluate on"):
+        go(tmp_path, task={"modular_sums": {"size": 8, "heldout": 0}})
+    assert not list(tmp_path.glob("*/*sample*"))
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(TamisError, match="the device 'tpu' cannot be used here"):
+        go(tmp_path, "engine.device=tpu")

@@ -21,6 +21,9 @@ def made():
             if self.mode == "bad":
                 raise ValueError("mode 'bad' is not a mode")
 
+        def select(self, pool, ctx):
+            return None
+
     yield MadeUp
     del _COMPONENTS["selector", "made_up"]
 
@@ -48,8 +51,11 @@ def test_building_validates_and_freezes(made):
         ({"mode": "x", "k": 0}, "greater than or equal to 1"),
         ({"mode": "x", "k": "many"}, "valid integer"),
         ({}, "mode"),
-        ({"mode": "bad"}, "not a mode"),
+        ({"mode": "bad"}, "mode 'bad' is not a mode"),
         ([1], "must be a mapping"),
+        ("", "must be a mapping"),
+        ({"mode": "x", "k": True}, "true is not a value for it"),
+        ({"mode": "x", 1: 2}, "unknown option '1'"),
     ],
 )
 def test_wrong_options_teach(made, config, says):
@@ -65,6 +71,23 @@ def test_a_second_component_of_the_same_name_is_refused(made):
         @selector("made_up")
         class Other:
             """Another."""
+
+            def select(self, pool, ctx):
+                return None
+
+
+def test_a_component_without_its_method_or_with_an_odd_name_is_refused():
+    with pytest.raises(ConfigError, match="selector 'made_up' lacks the method select"):
+
+        @selector("made_up")
+        class NoMethod:
+            """Nothing."""
+
+    with pytest.raises(ConfigError, match="cannot be the name"):
+
+        @selector("../made_up")
+        class OddName:
+            """Nothing."""
 
 
 def test_unknown_names_and_rooms():

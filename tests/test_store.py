@@ -55,6 +55,7 @@ def test_a_damaged_shard_is_set_aside_and_its_unit_is_undone(stage, damage):
     else:
         shard.write_bytes(data[:-7] if damage == "cut" else data[:50] + bytes([data[50] ^ 1]) + data[51:])
     assert not stage.whole()
+    assert stage.mend() == [stage.unit_path("u", 1), shard]
     assert not stage.done
     assert stage.unit_done("u", 0)
     assert not stage.unit_done("u", 1)
@@ -77,7 +78,7 @@ def test_a_finished_stage_of_another_run_is_linked(tmp_path, stage):
     target = store.StageFolder(tmp_path / "other" / f"04-task-{stage.key[:12]}", stage.key)
     target.path.parent.mkdir()
     os.rename(stage.path, stage.path.with_name(f"01-task-{stage.key[:12]}"))
-    assert store.adopt(tmp_path, target)
+    assert store.adopt([tmp_path / "run"], target)
     assert target.whole()
     assert len(target.read(Prompt)) == 3
 
@@ -87,7 +88,7 @@ def test_finished_units_of_an_unfinished_stage_are_linked(tmp_path, stage):
     os.rename(stage.path, stage.path.with_name(f"01-task-{stage.key[:12]}"))
     target = store.StageFolder(tmp_path / "other" / f"01-task-{stage.key[:12]}", stage.key)
     target.path.parent.mkdir()
-    assert not store.adopt(tmp_path, target)
+    assert not store.adopt([tmp_path / "run"], target)
     assert target.unit_done("u", 0)
     assert not target.done
 
@@ -153,3 +154,112 @@ def test_reading_does_not_depend_on_the_clock(stage):
     for path in stage.path.rglob("*"):
         os.utime(path, (past, past))
     assert stage.whole()
+
+
+@pytest.mark.parametrize("name", ["stage.json", "units/u-00001.json"])
+@pytest.mark.parametrize("text", ['{"files": {"a": "', "{}", "[]", ""])
+def test_a_damaged_ledger_undoes_what_it_is_the_ledger_of_and_no_more(stage, name, text):
+    write(stage, 0, prompts(3))
+    write(stage, 1, prompts(3, 3))
+    stage.finish({})
+    (stage.path / name).write_text(text)
+    assert stage.mend()
+    assert not stage.done
+    assert stage.unit_done("u", 0)
+    assert stage.unit_done("u", 1) == (name == "stage.json")
+
+
+@pytest.mark.parametrize("gone", ["units/u-00001.json", "both"])
+def test_a_unit_that_vanished_is_missed(stage, gone):
+    write(stage, 0, prompts(3))
+    write(stage, 1, prompts(3, 3))
+    stage.finish({})
+    stage.unit_path("u", 1).unlink()
+    if gone == "both":
+        (stage.path / "prompts" / "u-00001.parquet").unlink()
+    assert not stage.whole()
+
+
+def test_an_edited_unit_is_not_believed(stage):
+    write(stage, 0, prompts(3))
+    stage.finish({})
+    path = stage.unit_path("u", 0)
+    path.write_text(path.read_text().replace('"prompt_tokens": 3', '"prompt_tokens": 4'))
+    assert stage.mend() == [path]
+
+
+def two_runs(tmp_path, stage):
+    """Return `stage` renamed as stages of runs are, and a place for it in another run."""
+    place = stage.path.with_name(f"01-task-{stage.key[:12]}")
+    os.rename(stage.path, place)
+    target = store.StageFolder(tmp_path / "other" / place.name, stage.key)
+    target.path.parent.mkdir()
+    return store.StageFolder(place, stage.key), target
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_damage_in_another_run_is_neither_adopted_nor_touched(tmp_path, stage):
+    write(stage, 0, prompts(3))
+    write(stage, 1, prompts(3, 3))
+    stage.finish({})
+    source, target = two_runs(tmp_path, stage)
+    (source.path / "prompts" / "u-00001.parquet").write_bytes(b"damaged")
+    before = contents(source.path)
+    assert not store.adopt([tmp_path / "run"], target)
+    assert not target.done
+    assert [target.unit_done("u", i) for i in (0, 1)] == [True, False]
+    write(target, 1, prompts(3, 3))
+    target.finish({})
+    assert target.whole()
+    assert contents(source.path) == before
+
+
+def test_a_finished_stage_of_another_run_replaces_an_unfinished_one(tmp_path, stage):
+    write(stage, 0, prompts(3))
+    write(stage, 1, prompts(3, 3))
+    stage.finish({})
+    _, target = two_runs(tmp_path, stage)
+    write(target, 0, prompts(3))
+    assert store.adopt([tmp_path / "run", tmp_path / "other"], target)
+    assert len(target.read(Prompt)) == 6
+    assert target.whole()
+
+
+def test_a_run_that_changes_while_it_is_read_is_passed_over(tmp_path, stage, monkeypatch):
+    write(stage, 0, prompts(3))
+    _, target = two_runs(tmp_path, stage)
+
+    def vanish(source, copy):
+        os.unlink(source)
+        raise FileNotFoundError(source)
+
+    monkeypatch.setattr(store, "_link", vanish)
+    assert not store.adopt([tmp_path / "run"], target)
+    assert list(target.path.parent.iterdir()) == []
+
+
+def test_a_torn_last_line_of_the_log_is_cut_off(tmp_path):
+    log = store.EventLog(tmp_path / "log.jsonl", lambda _: None)
+    log("note", text="a" * 5000)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"time": "2026", "ev')
+    log("note", text="b")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == ["a" * 5000, "b"]
+
+
+def test_what_a_kill_left_half_written_is_swept(tmp_path):
+    (tmp_path / "01-task" / ".tmp-a").mkdir(parents=True)
+    (tmp_path / "01-task" / ".tmp-a" / ".tmp-b").write_text("")
+    (tmp_path / "01-task" / "kept.json").write_text("{}")
+    store.sweep(tmp_path)
+    assert [p.name for p in tmp_path.rglob("*")] == ["01-task", "kept.json"]
+
+
+def test_what_the_system_refuses_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"in the way.*run again"), store.explained(tmp_path):
+        (tmp_path / "file" / "folder").mkdir()

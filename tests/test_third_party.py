@@ -79,3 +79,14 @@ def test_a_broken_package_is_named(site):
     assert failed.returncode == 2
     assert "entry point 'foreign'" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["raise SystemExit(3)", "1 / 0", "from tamis.registry import judge\n@judge('x')\nclass X: ..."]
+)
+def test_no_package_can_end_tamis_while_it_loads(site, text):
+    (site / "foreign_methods.py").write_text(text + "\n")
+    failed = tamis(site, "methods")
+    assert failed.returncode == 2
+    assert "entry point 'foreign'" in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -90,6 +90,9 @@ def _pairs(mapping: list[str] | None) -> dict[str, str] | None:
     for name, sep, column in pairs:
         if not (name and sep and column):
             raise ConfigError("--map takes field=column", hint="Example: --map prompt=question --map answer=solution")
+    names = [name for name, _, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--map gives a field twice: {', '.join(names)}")
     return {name: column for name, _, column in pairs}
 
 
@@ -190,27 +193,28 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore", FutureWarning)
     signal.signal(signal.SIGINT, _stopped)
+    signal.signal(signal.SIGTERM, _stopped)
     try:
         app(arguments)
     except TamisError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Stopped:
+    except Stopped as stop:
         command = shlex.join(["tamis", *sys.argv[1:]])
         print(f"\nStopped. What was finished is kept; go on with:\n  {command}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + stop.args[0])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
 class Stopped(BaseException):
-    """Ctrl-C: unwinds through every cleanup, caught by nothing on the way."""
+    """Ctrl-C or SIGTERM (its number is the argument): unwinds through every cleanup, caught by nothing on the way."""
 
 
-def _stopped(*_: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    raise Stopped
+def _stopped(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise Stopped(number)
 
 
 if __name__ == "__main__":

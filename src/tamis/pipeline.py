@@ -71,8 +71,9 @@ class Pipeline:
                 self._stages()
             except BaseException as error:
                 with contextlib.suppress(OSError, StoreError):
-                    self._manifest("failed", error=f"{type(error).__name__}: {error}")
-                    self.log("run_failed", error=str(error) or type(error).__name__)
+                    said = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else "stopped"
+                    self._manifest("failed", error=said)
+                    self.log("run_failed", error=said)
                 raise
             self._manifest("done")
             run = Run(self.path)
@@ -220,6 +221,7 @@ class Pipeline:
 
         folder = self._stage("task", name, config, [digest(self.recipe.seed)], work)
         self.state.prompts = folder.read(Prompt)
+        stages.check_split(self.state.prompts, [next(iter(stage)) for stage in self.recipe.stages])
         self.state.inputs = [folder.key]
         self.task_key = folder.key
 
@@ -246,7 +248,7 @@ class Pipeline:
             known = {c.id for c in state.completions}
             new = [c for c in found if c.id not in known]
             if len(new) < len(found):
-                text = f"{len(found) - len(new)} of {len(found)} completions are in the pool already, from a stage before"
+                text = f"{len(found) - len(new)} of {len(found)} completions are in the pool already"
                 self.log("note", stage=folder.path.name, text=text)
             found = state.completions + new
         state.completions = found
@@ -262,7 +264,7 @@ class Pipeline:
             ctx = self._context(state.model if judge.component.needs else None)
             stages.judge(folder, judge, self._by_id(), state.completions, ctx, self.log)
 
-        inputs = [*state.inputs, self._identity(state.model, judge)]
+        inputs = [*state.inputs, digest(self._identity(state.model, judge))]
         folder = self._stage("judge", judge.component.name, stages.key_of(judge), inputs, work)
         state.verdicts = state.verdicts + folder.read(Verdict)
         state.inputs = [*state.inputs, folder.key]
@@ -353,7 +355,7 @@ class Pipeline:
         """Return what of a model decides its answers, for a key: nothing where the component `asker` asks no model."""
         if asker is not None and not asker.component.needs:
             return []
-        return [ref.identity, self.recipe.engine.model_dump() if ref.kind == "local" else {}]
+        return [ref.identity, self.models.engine(ref)]
 
     def _by_id(self) -> dict[str, Prompt]:
         return {p.id: p for p in self.state.prompts}

@@ -6,14 +6,22 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from tamis.errors import ConfigError, nearest
+
 Mode = Literal["auto", "live", "plain", "json", "quiet"]
 
 
 def listener(mode: Mode = "auto") -> "Listener":
-    """Return the listener of this mode; auto is live on a terminal and plain lines elsewhere."""
+    """Return the listener of this mode; auto is live on a terminal and plain lines elsewhere.
+
+    Raises ConfigError for an unknown mode.
+    """
+    modes = {"live": Live, "plain": Plain, "json": Json, "quiet": Listener}
+    if mode != "auto" and mode not in modes:
+        raise ConfigError(f"unknown progress '{mode}'", hint=nearest(str(mode), ["auto", *modes]))
     if mode == "auto":
         mode = "live" if sys.stderr.isatty() else "plain"
-    return {"live": Live, "plain": Plain, "json": Json, "quiet": Listener}[mode]()
+    return modes[mode]()
 
 
 class Listener:

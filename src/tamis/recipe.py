@@ -158,7 +158,7 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             f"a recipe is a name, a file or a mapping, not {source!r:.80}", hint=f"Known: {', '.join(names())}."
         )
     path, where = Path(source), str(source)
-    if where in names() and not path.is_file():
+    if where in names():
         text = files("tamis.recipes").joinpath(f"{where}.yaml").read_text(encoding="utf-8")
     elif path.suffix in (".yaml", ".yml") or _is_file(path):
         text = _file_text(path)
@@ -334,6 +334,7 @@ def tune_parts(body: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:
 
 def _check_order(recipe: Recipe) -> None:
     seen: set[str] = set()
+    selected = False
     needs = {"judge": "sample", "select": "sample", "compose": "sample", "tune": "compose"}
     for number, stage in enumerate(recipe.stages):
         kind = next(iter(stage))
@@ -341,4 +342,11 @@ def _check_order(recipe: Recipe) -> None:
             raise ConfigError(
                 f"'{kind}' comes before any '{needs[kind]}' stage", where=f"stages[{number}]", hint="Change the order."
             )
+        if kind == "sample" and selected:
+            raise ConfigError(
+                "'sample' comes after 'select' in the same pool, so that the selection would be lost",
+                where=f"stages[{number}]",
+                hint="Put every sample stage before the select stage, or a compose stage between them.",
+            )
+        selected = kind == "select" or (selected and kind != "compose")
         seen.add(kind)

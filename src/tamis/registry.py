@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,18 @@ from pydantic.fields import FieldInfo
 
 from tamis.errors import ConfigError, nearest
 
-ROOMS = ("task", "sampler", "judge", "selector", "composer", "objective", "adapter", "evaluator")
+METHODS = {
+    "task": ("prompts",),
+    "sampler": ("sample",),
+    "judge": ("judge",),
+    "selector": ("select",),
+    "composer": ("compose",),
+    "objective": ("weight", "loss"),
+    "adapter": ("attach",),
+    "evaluator": ("draws", "measure"),
+}
+"""What a component of each room must be able to do."""
+ROOMS = tuple(METHODS)
 Source = Literal["paper", "code", "ours"]
 T = TypeVar("T")
 
@@ -136,6 +148,11 @@ def _register(
     room: str, name: str, row: int | None, paper: str, version: str, needs: tuple[str, ...]
 ) -> Callable[[type[T]], type[T]]:
     def decorate(cls: type[T]) -> type[T]:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ConfigError(f"'{name}' cannot be the name of a {room}", hint="Use letters, digits, _ and -.")
+        lacking = [method for method in METHODS[room] if not callable(getattr(cls, method, None))]
+        if lacking:
+            raise ConfigError(f"{room} '{name}' lacks the method {' and '.join(lacking)}", where=cls.__module__)
         config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
         made = validated(config=config, frozen=True, kw_only=True)(cls)
         known = _COMPONENTS.get((room, name))
@@ -192,7 +209,7 @@ def load_all() -> None:
     for entry in entry_points(group="tamis.methods"):
         try:
             entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"the package behind entry point '{entry.name}' ({entry.value}) failed to load: {error}",
                 hint="Update or remove that package.",

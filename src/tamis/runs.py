@@ -134,5 +134,7 @@ def find(name: str, runs_dir: Path) -> Run:
     from tamis.errors import nearest
 
     raise StoreError(
-        f"there is no run '{name}'", where=str(runs_dir), hint=nearest(name, [p.parent.name for p in known])
+        f"there is no run '{name}'",
+        where=str(runs_dir),
+        hint=nearest(name, [p.parent.name for p in known]) if known else "No run is there; another folder: --runs-dir.",
     )

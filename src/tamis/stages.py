@@ -68,6 +68,15 @@ class Models:
             self._loaded = (ref.identity, load(ref, **options))
         return self._loaded[1]
 
+    def engine(self, ref: ModelRef) -> dict[str, Any]:
+        """Return how this machine runs a model, as far as it decides results: device, dtype, rows per batch."""
+        from tamis.models.hf import LocalModel
+
+        if ref.kind != "local":
+            return {}
+        model = LocalModel(ref, **self.recipe.engine.model_dump())
+        return {"device": model.device.split(":")[0], "dtype": model.dtype, "batch_rows": model.batch_rows}
+
     def release(self) -> None:
         """Let go of the loaded model."""
         self._loaded = None
@@ -134,8 +143,8 @@ class Meter:
         if accepted is not None:
             self.accepted = (self.accepted or 0) + accepted
         seconds = max(time.monotonic() - self.started, 1e-9)
-        fresh = self.done - self.skipped
-        eta = (self.total - self.done) * seconds / fresh if fresh else None
+        fresh, left = self.done - self.skipped, self.total - self.done
+        eta = left * seconds / fresh if fresh >= 0.1 * (fresh + left) else None
         self.log(
             "progress",
             stage=self.stage,
@@ -168,10 +177,20 @@ def load_prompts(folder: StageFolder, task: Any, ctx: Context, log: Log) -> None
         folder.write_unit("prompts-rest", 0, Unit({}, Cost(), ctx.counts, ctx.dropped), 0.0)
 
 
+def check_split(prompts: Sequence[Prompt], kinds: Sequence[str]) -> None:
+    """Raise DataError at once where a stage of these kinds would find no prompt on its side of the split."""
+    splits = {p.split for p in prompts}
+    if "sample" in kinds and "train" not in splits:
+        raise DataError("there is no training prompt to sample for", hint="Lower `heldout` or give more data.")
+    if "evaluate" in kinds and "heldout" not in splits:
+        raise DataError(
+            f"there is no held-out prompt to evaluate on, all {len(prompts)} are for training",
+            hint="Raise the task's `heldout` (a whole number is a count), or take the evaluate stage out.",
+        )
+
+
 def sample(folder: StageFolder, sampler: Any, prompts: Sequence[Prompt], ctx: Context, log: Log) -> dict[str, Any]:
     """Draw completions in units of prompts; a sampler with a barrier probes all prompts first."""
-    if not prompts:
-        raise DataError("there is no training prompt to sample for", hint="Lower `heldout` or give more data.")
     notes: dict[str, Any] = {}
     if hasattr(sampler, "gather"):
         probes = _draw(folder, "probe", sampler.probe, sampler, prompts, ctx, log) if hasattr(sampler, "probe") else []

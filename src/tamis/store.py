@@ -255,9 +255,7 @@ def _link_tree(source: Path, target: Path, *, unfinished: bool = False) -> bool:
     left_out = [".*.tmp", ".tmp-*", "*.damaged", "checkpoints", *(["stage.json"] if unfinished else [])]
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
     try:
-        shutil.copytree(
-            source, temporary / "stage", copy_function=_link, ignore=shutil.ignore_patterns(*left_out)
-        )
+        shutil.copytree(source, temporary / "stage", copy_function=_link, ignore=shutil.ignore_patterns(*left_out))
     except FileNotFoundError:
         return False
     except shutil.Error as error:
@@ -319,6 +317,8 @@ def explained(folder: Path) -> Iterator[None]:
     """Turn what the system refuses while a run works (disk full, no permission, a file in the way) into a StoreError."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # not the disk: who read our output has gone
     except OSError as error:
         raise StoreError(
             f"the system refused: {error.strerror or error}",

@@ -172,3 +172,39 @@ def test_hub_data_sets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"tamis\[data\]"):
         rows_of("hub:org/name")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", "{"),
+        ("state.json", "{}"),
+        ("dataset_dict.json", '{"splits": 3}'),
+        ("dataset_dict.json", "[]"),
+    ],
+)
+def test_a_damaged_saved_data_set_is_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=name):
+        rows_of(tmp_path)
+
+
+def test_a_name_that_stands_twice_in_a_row_is_not_silently_dropped(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "a", "question": "b"}\n{"question": "c"}\n')
+    bad, good = rows_of(tmp_path / "a.jsonl")
+    assert isinstance(bad, Bad)
+    assert "stands twice" in bad.detail
+    assert good.fields == {"question": "c"}
+    (tmp_path / "a.json").write_text('[{"question": "a", "question": "b"}]')
+    with pytest.raises(DataError, match="stands twice"):
+        rows_of(tmp_path / "a.json")
+
+
+def test_links_to_nowhere_and_devices_are_named_and_an_empty_csv_has_no_row(tmp_path):
+    (tmp_path / "link.jsonl").symlink_to("nowhere")
+    with pytest.raises(DataError, match="link to 'nowhere'"):
+        locate(str(tmp_path / "link.jsonl"))
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        locate("/dev/null")
+    (tmp_path / "empty.csv").write_text("")
+    assert rows_of(tmp_path / "empty.csv") == []

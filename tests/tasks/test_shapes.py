@@ -63,10 +63,12 @@ def test_the_rest_of_a_conversation_is_kept():
         ({"prompt": {"a": 1}}, "prompt is not text"),
         ({"prompt": "q", "answer": [{"x": 1}]}, "answer is not text"),
         ({"prompt": "\ud800"}, "not valid Unicode"),
-        ({"messages": []}, "messages are not a list"),
+        ({"messages": "x"}, "messages are not a list"),
         ({"messages": "hello"}, "messages are not a list"),
         ({"messages": ["hello"]}, "a message is not an object"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "a message has an unknown role"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "a message has an unknown role"),
+        ({"messages": []}, "messages are empty"),
         ({"messages": CHAT[2:]}, "messages hold no user message to answer"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]},

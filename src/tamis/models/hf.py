@@ -65,6 +65,13 @@ class LocalModel:
         import torch
 
         if self._device:
+            try:
+                torch.empty(0, device=self._device)
+            except (RuntimeError, AssertionError) as error:
+                raise ModelError(
+                    f"the device '{self._device}' cannot be used here: {str(error).splitlines()[0]}",
+                    hint="Leave it out, and the best device of this machine is taken.",
+                ) from None
             return self._device
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 

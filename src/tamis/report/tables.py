@@ -1,5 +1,6 @@
 """What the command line prints: results, methods, models, records. Everything goes through rich tables."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,10 +50,10 @@ def print_result(run: Run) -> None:
 
 def _next_commands(run: Run) -> list[str]:
     name = run.recipe["name"].removesuffix("-lab")
-    where = "" if str(run.path.parent) == "runs" else f" --runs-dir {run.path.parent}"
+    where = "" if str(run.path.parent) == "runs" else f" --runs-dir {shlex.quote(str(run.path.parent))}"
     return [
         f"tamis show {run.name} examples --n 3{where}",
-        f"tamis methods {name}",
+        *([f"tamis methods {name}"] if name in recipes.names() else []),
         "tamis init your_data.jsonl   # then: tamis run recipe.yaml",
     ]
 
@@ -144,5 +145,8 @@ def print_dropped(run: Run, n: int) -> None:
     for row in rows:
         reasons[row["stage"], row["reason"]] = reasons.get((row["stage"], row["reason"]), 0) + 1
     out = console()
+    if not rows:
+        out.print("Nothing was left out.")
+        return
     out.print(table("stage", "reason", "records", rows=[(*key, count) for key, count in reasons.items()]), "")
     out.print(table("record", "stage", "reason", rows=[(r["record"], r["stage"], r["reason"]) for r in rows[:n]]))

@@ -30,9 +30,7 @@ def within_clusters(
     return core.best_of_groups(labels, order, core.quotas_with_minimum(k, sizes, minimum))
 
 
-@selector(
-    "within_clusters", row=89, paper="Rethinking Data Selection at Scale (Xia et al. 2024)", needs=("embedder",)
-)
+@selector("within_clusters", row=89, paper="Rethinking Data Selection at Scale (Xia et al. 2024)", needs=("embedder",))
 class WithinClusters:
     """Keep the best completions of every cluster, clusters in proportion to their size.
 

@@ -92,7 +92,7 @@ class Data:
     Raises DataError when no row is usable, showing a row, the shapes known and a map that may fit.
     """
 
-    path: str = option(..., "File, folder, or hub:org/name[/configuration][@split].")
+    path: str = option(..., "File, folder, or hub:org/name[/configuration][@split].", min_length=1)
     format: readers.Format = option("auto", "Format of the files; auto goes by the name's ending.")
     map: dict[str, str] = option({}, "Roles to field names: {prompt: question, answer: solution}; a.b reaches inside.")
     size: int | None = option(None, "Most training prompts to use; none means all.", ge=1)
@@ -310,7 +310,7 @@ def _first(ordered: list[bytes], rows: Mapping[bytes, int], wanted: int) -> set[
 
 
 def _cut(text: str, most: int = 160) -> str:
-    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
     return line if len(line) <= most else line[: most - 1] + "…"
 
 

@@ -83,11 +83,15 @@ def locate(path: str, format: Format = "auto") -> list[Source]:
     if path.startswith("hub:"):
         return [Source(path, "hub")]
     place = Path(path).expanduser()
+    if place.is_symlink() and not place.exists():
+        raise DataError(f"'{path}' is a link to '{place.readlink()}', which is not there")
     if not place.exists():
         raise DataError(f"there is no file or folder '{path}'", hint=_neighbour(place))
-    if place.is_file():
-        return [Source(str(place), _format_of(place, format))]
-    return _in_folder(place, format)
+    if place.is_dir():
+        return _in_folder(place, format)
+    if not place.is_file():
+        raise DataError(f"'{path}' is neither a file nor a folder", hint="Write what it gives into a file first.")
+    return [Source(str(place), _format_of(place, format))]
 
 
 def _neighbour(place: Path) -> str:
@@ -109,17 +113,27 @@ def _format_of(place: Path, format: Format) -> Format:
 
 def _in_folder(folder: Path, format: Format) -> list[Source]:
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        splits = _saved(folder / "dataset_dict.json", "splits")
         return _with_splits([Source(str(folder / s), "datasets", split_name(s)) for s in splits])
     if (folder / "state.json").is_file():
         return [Source(str(folder), "datasets")]
     kinds = (".gz", *_FORMATS)
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in kinds and p.name[0] not in "._")
     if not files:
-        raise DataError(f"the folder '{folder.name}' holds no data file", hint=f"Known endings: {', '.join(_FORMATS)}.")
+        raise DataError(f"the folder '{folder}' holds no data file", hint=f"Known endings: {', '.join(_FORMATS)}.")
     stems = [p.name.split(".")[0].split("-")[0].split("_")[0] for p in files]
     pairs = zip(files, stems, strict=True)
     return _with_splits([Source(str(p), _format_of(p, format), split_name(stem)) for p, stem in pairs])
+
+
+def _saved(path: Path, field: str) -> list[Any]:
+    """Return a list out of a file that `datasets` wrote beside the data."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))[field])
+    except (OSError, ValueError, TypeError, KeyError):
+        raise DataError(
+            f"is not what `datasets` writes (no list '{field}')", where=str(path), hint="Save the data set again."
+        ) from None
 
 
 def _with_splits(sources: list[Source]) -> list[Source]:
@@ -175,14 +189,21 @@ def _jsonl(source: Source) -> Iterator[Row | Bad]:
 
 def _json_row(line: bytes, where: str, split: str) -> Row | Bad:
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.decode(), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return Bad(where, "not UTF-8", f"byte {error.start}")
     except json.JSONDecodeError as error:
-        return Bad(where, "broken JSON", f"{error.msg} at character {error.pos + 1}")
+        return Bad(where, "broken JSON", f"{error.msg.removesuffix(' at')} at character {error.pos + 1}")
     except (ValueError, RecursionError) as error:
         return Bad(where, "broken JSON", str(error))
     return _row(value, where, split)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"a name stands twice among {[name for name, _ in pairs]}")
+    return made
 
 
 def _row(value: Any, where: str, split: str) -> Row | Bad:
@@ -195,7 +216,7 @@ def _json(source: Source) -> Iterator[Row | Bad]:
     with _open(source.path) as file:
         text = file.read().removeprefix(b"\xef\xbb\xbf")
     try:
-        value = json.loads(text.decode())
+        value = json.loads(text.decode(), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         line = text.count(b"\n", 0, error.start) + 1
         raise DataError("the file is not UTF-8", where=f"{source.name}:{line}", hint="Save it as UTF-8.") from None
@@ -231,6 +252,8 @@ def _csv(source: Source) -> Iterator[Row | Bad]:
     csv.field_size_limit(_LONGEST_FIELD)
     with _open(source.path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as text:
         header = text.readline()
+        if not header:
+            return
         if header.startswith(("\udcff\udcfe", "\udcfe\udcff")):
             raise DataError("the file is UTF-16", where=source.name, hint="Save it as UTF-8.")
         delimiter = max("\t,;", key=header.count)
@@ -288,8 +311,7 @@ def _one(batch: pa.RecordBatch, index: int) -> Any:
 
 def _saved_dataset(source: Source) -> Iterator[Row | Bad]:
     folder = Path(source.path)
-    state = json.loads((folder / "state.json").read_text())
-    files = [folder / item["filename"] for item in state["_data_files"]]
+    files = [folder / item["filename"] for item in _saved(folder / "state.json", "_data_files")]
 
     def batches() -> Iterator[pa.RecordBatch]:
         for path in files:

@@ -179,7 +179,9 @@ def _messages(prompt: Any, extra: Any) -> tuple[Message, ...]:
 
 def _from_messages(value: Any) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """Return the messages up to the last user's, and the assistant's answer to it as reference."""
-    if not isinstance(value, list) or not value:
+    if value == []:
+        raise Unfit("messages are empty")
+    if not isinstance(value, list):
         raise Unfit("messages are not a list", f"found {type(value).__name__}")
     messages = [_message(item) for item in value]
     references: tuple[str, ...] = ()
@@ -194,7 +196,7 @@ def _message(item: Any) -> Message:
     if not isinstance(item, Mapping):
         raise Unfit("a message is not an object", f"found {type(item).__name__}")
     speaker = item.get("role", item.get("from"))
-    if speaker not in _SPEAKERS:
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS:
         raise Unfit("a message has an unknown role", f"found {speaker!r}, known: {', '.join(_SPEAKERS)}")
     content = item.get("content", item.get("value"))
     if isinstance(content, list):

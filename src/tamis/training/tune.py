@@ -175,7 +175,9 @@ class _Tuning:
         }
         card = model_card(self.ref, self.objective, self.adapter, self.config, self.seed, examples, result, smoke)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        saved = {f"model/{p.relative_to(temporary)}": file_digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+        saved = {
+            f"model/{p.relative_to(temporary)}": file_digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()
+        }
         info["files"] = saved | {"curve.jsonl": file_digest(self.folder / "curve.jsonl")}
         (temporary / MARKER).write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
         publish(temporary, self.folder / "model")
