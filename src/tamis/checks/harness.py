@@ -219,24 +219,16 @@ def write(result: Result, out: Path) -> list[Path]:
     return [stem.with_suffix(s) for s in (".json", ".md", ".svg")[: 3 if plot else 2]]
 
 
-STYLE = (
-    "<style>text{font:13px system-ui,sans-serif;fill:#555}.label{font-weight:600;fill:#222}.grid{stroke:#ddd}"
-    ".reference{stroke:#888;stroke-dasharray:4 3}.whisker,.cap{stroke:#2b6cb0;stroke-width:2}.dot{fill:#2b6cb0}"
-    ".no.whisker,.no.cap{stroke:#c05621}.no.dot{fill:#c05621}</style>"
-)
-
-
 def _plot(result: Result) -> str:
     """Return the figures that have an interval as a stand-alone SVG, "" when there is none."""
-    from tamis.report.charts import Interval, interval_plot
+    from tamis.report.charts import Interval, interval_plot, standalone
 
     groups = [
         (f.name, [Interval(f.kind, f.value, f.low, f.high, f"{f.value:.3g} ({f.low:.3g} to {f.high:.3g})", _tone(f))])
         for f in result.figures
         if f.low is not None and f.high is not None
     ]
-    svg = interval_plot(groups, title=f"Figures of the check {result.check.name}", reference=0.0)
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1)
+    return standalone(interval_plot(groups, title=f"Figures of the check {result.check.name}", reference=0.0))
 
 
 def _tone(figure: Figure) -> str:

@@ -339,3 +339,17 @@ def share_bar(parts: Sequence[tuple[str, int, str]], *, title: str) -> str:
     head = f"<title>{escape(title)}</title>"
     about = f"<desc>{escape('; '.join(f'{name}: {count:,}' for name, count, _ in parts))}</desc>"
     return f'<svg viewBox="0 0 100 10" role="img" class="share" preserveAspectRatio="none">{head}{about}{"".join(marks)}</svg>'
+
+
+STANDALONE = (
+    "<style>text{font:13px system-ui,sans-serif;fill:#555}.label{font-weight:600;fill:#222}.grid{stroke:#ddd}"
+    ".reference{stroke:#888;stroke-dasharray:4 3}.whisker,.cap{stroke:#2b6cb0;stroke-width:2}.dot{fill:#2b6cb0}"
+    ".no.whisker,.no.cap{stroke:#c05621}.no.dot{fill:#c05621}.old.whisker,.old.cap{stroke:#8a929c}.old.dot{fill:#8a929c}"
+    "@media(prefers-color-scheme:dark){text{fill:#aab}.label{fill:#eee}.grid{stroke:#444}}</style>"
+)
+"""Colours of a chart that stands outside the report's page."""
+
+
+def standalone(svg: str) -> str:
+    """Return a chart as an SVG file of its own, "" for an empty one."""
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STANDALONE}", 1)
