@@ -37,10 +37,10 @@ demo: $(BASE)
 	@$(BIN)/tamis run rft
 
 test: $(DEV)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: $(DEV)
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 check: $(DEV)
 	@$(BIN)/ruff check src tests benchmarks

@@ -307,6 +307,8 @@ class Pipeline:
 
         def work(folder: store.StageFolder) -> dict[str, Any]:
             self.models.release()
+            if self.recipe.engine.device == "cpu":
+                os.environ["ACCELERATE_USE_CPU"] = "true"
             return stages.tune(folder, start, state.examples, objective, adapter, config, self.seed, self.log)
 
         folder = self._stage("tune", name, parts, [*state.inputs, digest(self.seed, start.identity)], work)

@@ -174,14 +174,17 @@ class LocalModel:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, GenerationConfig
 
+        from tamis.models.gguf import quiet_transformers
+
         try:
-            module = AutoModelForCausalLM.from_pretrained(
-                self.ref.folder,
-                dtype=getattr(torch, self.dtype),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
+            with quiet_transformers():
+                module = AutoModelForCausalLM.from_pretrained(
+                    self.ref.folder,
+                    dtype=getattr(torch, self.dtype),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"model '{self.name}' cannot be loaded: {error}", where=str(self.ref.folder)) from error
         if self.ref.adapter is not None:
