@@ -56,3 +56,11 @@ def test_the_starter_overwrites_nothing_and_names_what_cannot_be_written(tmp_pat
         write_starter(str(data), data, {})
     with pytest.raises(ConfigError, match="cannot be written"):
         write_starter(str(data), tmp_path / "none" / "r.yaml", {})
+
+
+def test_a_large_file_begins_with_a_part(tmp_path):
+    rows = "".join(f'{{"question": "{i} + 1 =", "answer": "{i + 1}"}}\n' for i in range(1001))
+    (tmp_path / "large.jsonl").write_text(rows)
+    write_starter(str(tmp_path / "large.jsonl"), tmp_path / "recipe.yaml", {})
+    task = recipes.load(tmp_path / "recipe.yaml").task["data"]
+    assert (task["size"], task["heldout"]) == (200, 150)

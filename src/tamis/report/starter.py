@@ -21,14 +21,14 @@ model: smollm2-135m                # name, local folder, hub id, or http(s)://ho
 task:
   data:
     path: {path}
-{mapping}    heldout: {heldout}
+{mapping}{size}    heldout: {heldout}
 seed: 0
 stages:
 {stages}"""
 
 ANSWERS = (
     "Answers that a rule can check: keep the model's own right answers and tune on them.",
-    "0.2                   # share (or number) of prompts set aside for before and after",
+    "prompts set aside for before and after",
     """\
   - sample: {temperature: {n: 8, temperature: 0.9, max_new_tokens: 256}}   # 8 candidates a prompt
   - judge: {answer: {kind: auto}}   # exact, numeric, math, choice, regex, python: tamis methods answer
@@ -44,7 +44,7 @@ lab:                               # what --lab changes, to try the stages in se
 )
 TEXTS = (
     "Whole texts, which no rule can check: tune on them as they are.",
-    "0.2                   # share (or number) of prompts set aside for before and after",
+    "prompts set aside for before and after",
     """\
   - sample: {gold: {}}              # the answers of the file
   - compose: {accepted_sft: {}}     # they become training examples
@@ -54,7 +54,7 @@ TEXTS = (
 )
 PROMPTS = (
     "No reference answers: tune on the first few tokens of the model's own (the recipe upft).",
-    "0                     # nothing to compare with, so nothing is set aside",
+    "",
     """\
   - sample: {prefix: {prefix_tokens: 8, structure_ratio: 0.1, temperature: 0.7, max_new_tokens: 256}}
   - compose: {prefix: {}}
@@ -63,6 +63,10 @@ PROMPTS = (
 )
 TEXT_FIELDS = ("messages", "conversations", "conversation", "rejected", "output", "response", "completion")
 """Fields that hold whole texts; those of other names hold answers that a rule can check."""
+
+
+LARGE = 1000
+"""Rows above which a starter begins with a part of the data, so that its first run takes minutes."""
 
 
 def write_starter(data: str, out: Path, mapping: Mapping[str, str]) -> str:
@@ -75,7 +79,7 @@ def write_starter(data: str, out: Path, mapping: Mapping[str, str]) -> str:
     if out.exists():
         raise ConfigError("is there already", where=str(out), hint="Name another with --out.")
     summary = inspect(data, dict(mapping) or None)
-    idea, heldout, stages = _kind(summary)
+    idea, set_aside, stages = _kind(summary)
     text = TEMPLATE.format(
         file=json.dumps(Path(data).name, ensure_ascii=False),
         rows=summary.rows,
@@ -84,7 +88,10 @@ def write_starter(data: str, out: Path, mapping: Mapping[str, str]) -> str:
         name=json.dumps(slug(Path(data).name.split(".")[0]), ensure_ascii=False),
         path=json.dumps(data, ensure_ascii=False),
         mapping=f"    map: {json.dumps(dict(mapping), ensure_ascii=False)}\n" if mapping else "",
-        heldout=heldout,
+        size=f"    size: 200                      # train prompts to begin with, of {summary.rows}; delete the line for all\n"
+        if summary.rows > LARGE
+        else "",
+        heldout=_heldout(summary, set_aside),
         stages=stages,
     )
     try:
@@ -99,3 +106,12 @@ def _kind(summary: "DataSummary") -> tuple[str, str, str]:
     if not summary.with_reference:
         return PROMPTS
     return TEXTS if summary.shape.split("/")[-1] in TEXT_FIELDS else ANSWERS
+
+
+def _heldout(summary: "DataSummary", set_aside: str) -> str:
+    """Return the value of `heldout` with its comment."""
+    if not set_aside:
+        return "0                     # nothing to compare with, so nothing is set aside"
+    if summary.rows > LARGE:
+        return f"150                   # number (or share) of {set_aside}"
+    return f"0.2                   # share (or number) of {set_aside}"
