@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tamis import pipeline, registry, stages
+from tamis import pipeline, registry
 from tamis import recipe as recipes
 from tamis.errors import ModelError, StoreError, TamisError
+from tamis.models import keeper
 from tamis.models.base import ModelRef
 from tamis.models.resolve import resolve
 from tamis.records import Completion, Example
@@ -179,13 +180,13 @@ def test_another_embedder_selects_again(runs_dir, monkeypatch):
     def vectors(self, texts):
         return np.array([[len(t) % 3, 1.0] for t in texts], dtype=np.float32)
 
-    monkeypatch.setattr(stages.Models, "embed", vectors)
-    resolved = stages.Models.resolve
+    monkeypatch.setattr(keeper.Models, "embed", vectors)
+    resolved = keeper.Models.resolve
     reused = []
     for identity in ("one", "two", "one"):
         ref = ModelRef("toy", "embedder", identity, ("embedder",))
         monkeypatch.setattr(
-            stages.Models, "resolve", lambda s, n, ref=ref: ref if n == "minilm-l6-v2" else resolved(s, n)
+            keeper.Models, "resolve", lambda s, n, ref=ref: ref if n == "minilm-l6-v2" else resolved(s, n)
         )
         steps = [*RECIPE["stages"][:2], {"select": {"within_clusters": {"k": 9}}}, *RECIPE["stages"][3:4]]
         reused.append(go(runs_dir, name=f"by-{len(reused)}", stages=steps)[1]["select"])

@@ -19,6 +19,7 @@ from tamis.context import Context
 from tamis.errors import ModelError, StoreError, TamisError
 from tamis.hashing import digest
 from tamis.models.base import ModelRef
+from tamis.models.keeper import Models
 from tamis.pool import Pool
 from tamis.recipe import Recipe, split_stage, tune_parts
 from tamis.records import Completion, Example, Prompt, Verdict
@@ -49,7 +50,7 @@ class Pipeline:
         self.recipe, self.runs_dir = recipe, runs_dir
         self.path = runs_dir / f"{recipe.name}-{recipe.hash[:8]}"
         self.log = store.EventLog(self.path / "log.jsonl", listener)
-        self.models = stages.Models(recipe, self.log)
+        self.models = Models(recipe, self.log)
         self.done: list[dict[str, Any]] = []
         self.number = self.at = 0
         self.seed = recipe.seed
