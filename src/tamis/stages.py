@@ -71,7 +71,7 @@ class Meter:
             self.accepted = (self.accepted or 0) + accepted
         seconds = max(time.monotonic() - self.started, 1e-9)
         fresh, left = self.done - self.skipped, self.total - self.done
-        eta = left * seconds / fresh if fresh >= 0.1 * (fresh + left) else None
+        eta = left * seconds / fresh if fresh and fresh >= 0.1 * (fresh + left) else None
         self.log(
             "progress",
             stage=self.stage,
