@@ -90,25 +90,26 @@ def judge(
             if not isinstance(value, kind):
                 raise ConfigError(
                     f"expected a {kind.__name__}, not {value!r:.80}",
-                    hint="judge(prompts, completions) takes Prompt and Completion records; as_prompt makes a Prompt.",
+                    hint="judge(prompts, completions) takes Prompt and Completion records; tamis.api.as_prompt makes a Prompt.",
                 )
     component = registry.build("judge", spec)
     return list(component.judge({p.id: p for p in prompts}, completions, Context(seed=seed)))
 
 
-def as_prompt(prompt: Promptish, references: Sequence[str] = ()) -> Prompt:
+def as_prompt(prompt: Promptish, references: str | Sequence[str] = ()) -> Prompt:
     """Return a Prompt from a string, a list of {"role", "content"} messages, or a Prompt. Raises ConfigError for others."""
     if isinstance(prompt, Prompt):
         return prompt
+    golds = (references,) if isinstance(references, str) else tuple(references)
     if isinstance(prompt, str):
-        return Prompt(messages=(Message("user", prompt),), references=tuple(references))
+        return Prompt(messages=(Message("user", prompt),), references=golds)
     messages: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else []
     if not messages or not all(map(_is_message, messages)):
         raise ConfigError(
             f"a prompt is a text, a Prompt or a list of messages, not {prompt!r:.80}",
             hint='Example: [{"role": "user", "content": "2+2="}]',
         )
-    return Prompt(messages=tuple(Message(m["role"], m["content"]) for m in messages), references=tuple(references))
+    return Prompt(messages=tuple(Message(m["role"], m["content"]) for m in messages), references=golds)
 
 
 def _is_message(value: Any) -> bool:

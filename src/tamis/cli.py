@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -175,7 +175,12 @@ def models_get(name: Annotated[str, typer.Argument(help="A name of 'tamis models
     """Fetch a model into the cache and print its folder."""
     from tamis.models.resolve import resolve
 
-    print(resolve(name).folder)
+    def tell(event: dict[str, Any]) -> None:
+        if "text" in event:
+            print(event["text"], file=sys.stderr, flush=True)
+
+    found = resolve(name, tell)
+    print(found.folder or found.url)
 
 
 @models_app.command("rm")

@@ -51,7 +51,7 @@ class MissingExtra(TamisError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean 'x'?' for the closest of `known`, or the list when nothing is close."""
+    """Return "Did you mean 'x'?" for the closest of `known`, or the list when nothing is close."""
     import difflib
 
     options = sorted(known)

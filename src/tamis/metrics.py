@@ -20,7 +20,7 @@ class Draw:
 class View:
     """What an evaluator sees of one model: held-out prompts, a judged pool per draw it asked for, and the model itself.
 
-    `model` offers the capabilities the evaluator named in `needs`; it is None when it named none.
+    `model` offers at least the capabilities the evaluator named in `needs`; figures made from `pools` alone need none.
     """
 
     prompts: Sequence[Prompt]
@@ -32,7 +32,8 @@ class View:
 class Metric:
     """One figure with its 95% interval. `per_item` maps prompt ids to the prompt's own value, for paired comparison.
 
-    `n` is the number of prompts that count. `notes` holds counts worth showing (unparseable answers, truncated completions).
+    `item_unit` is the unit of `per_item`, and of the paired difference, where it is not that of `value`. `n` is the number
+    of prompts that count. `notes` holds counts worth showing (unparseable answers, truncated completions).
     """
 
     name: str
@@ -42,5 +43,6 @@ class Metric:
     n: int
     per_item: Mapping[str, float] = field(default_factory=dict)
     unit: str = ""
+    item_unit: str = ""
     higher_is_better: bool = True
     notes: Mapping[str, float | int | str] = field(default_factory=dict)

@@ -17,11 +17,11 @@ from typing import Any
 from tamis import __version__, environment, registry, stages, store
 from tamis.context import Context
 from tamis.errors import ModelError, StoreError, TamisError
-from tamis.hashing import digest
+from tamis.hashing import derive_seed, digest
 from tamis.models.base import ModelRef
 from tamis.models.keeper import Models
 from tamis.pool import Pool
-from tamis.recipe import Recipe, split_stage, tune_parts
+from tamis.recipe import STAGE_ROOMS, Recipe, split_stage, tune_parts
 from tamis.records import Completion, Example, Prompt, Verdict
 from tamis.runs import Run
 
@@ -87,7 +87,7 @@ class Pipeline:
     def _stages(self) -> None:
         self._task()
         for number in range(self.recipe.loop):
-            self.seed = self.recipe.seed if number == 0 else int(digest(self.recipe.seed, "round", number)[:8], 16)
+            self.seed = self.recipe.seed if number == 0 else derive_seed(self.recipe.seed, "round", number)
             for index, stage in enumerate(self.recipe.stages):
                 self.at = index
                 kind, components, options = split_stage(stage, f"stages[{index}]")
@@ -108,12 +108,18 @@ class Pipeline:
             if kind == "tune":
                 wanted.append(("tune", ("trainable",), self.recipe.model))
                 continue
-            for name in components:
-                needs = registry.get(stages.ROOM[kind], name).needs
+            asked = [registry.get(STAGE_ROOMS[kind], name) for name in components]
+            if "judge" in options:
+                asked.append(registry.build("judge", options["judge"]).component)
+            for component in asked:
+                what = f"{component.room} '{component.name}'"
+                needs = component.needs
                 if "embedder" in needs:
-                    wanted.append((f"{kind} '{name}'", ("embedder",), self.recipe.embedder))
+                    wanted.append((what, ("embedder",), self.recipe.embedder))
                 needs = tuple(n for n in needs if n != "embedder")
-                wanted.append((f"{kind} '{name}'", needs, options.get("model", self.recipe.model)))
+                wanted.append((what, needs, options.get("model", self.recipe.model)))
+        if any("compose" in stage for stage in self.recipe.stages):
+            wanted.append(("compose", ("tokens",), self.recipe.model))
         for what, needs, model in wanted:
             missing = [n for n in needs if n not in capabilities(model)]
             if missing:
@@ -335,10 +341,14 @@ class Pipeline:
         def work(folder: store.StageFolder) -> dict[str, Any]:
             ctx = self._context(ref)
             ctx.seed = self.recipe.seed
-            return stages.measure(folder, evaluators, judge, heldout, ctx, self.log)
+            asked = self._context(self.state.base if judge.component.needs else None)
+            return stages.measure(folder, evaluators, judge, heldout, ctx, asked, self.log)
 
         names = "+".join(e.component.name for e in evaluators)
-        inputs = [self.task_key, digest(self.recipe.seed, *self._identity(ref))]
+        inputs = [
+            self.task_key,
+            digest(self.recipe.seed, *self._identity(ref), *self._identity(self.state.base, judge)),
+        ]
         folder = self._stage(f"evaluate_{side}", names, config, inputs, work)
         return store.read_json(folder.path / "metrics.json")
 

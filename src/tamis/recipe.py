@@ -334,7 +334,7 @@ def tune_parts(body: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:
 
 def _check_order(recipe: Recipe) -> None:
     seen: set[str] = set()
-    selected = False
+    selected = sampled = False
     needs = {"judge": "sample", "select": "sample", "compose": "sample", "tune": "compose"}
     for number, stage in enumerate(recipe.stages):
         kind = next(iter(stage))
@@ -348,5 +348,12 @@ def _check_order(recipe: Recipe) -> None:
                 where=f"stages[{number}]",
                 hint="Put every sample stage before the select stage, or a compose stage between them.",
             )
+        if kind == "tune" and sampled:
+            raise ConfigError(
+                "no 'compose' stage makes examples of what was sampled last, so that it would be lost",
+                where=f"stages[{number}]",
+                hint="Put a compose stage between sample and tune.",
+            )
         selected = kind == "select" or (selected and kind != "compose")
+        sampled = kind == "sample" or (sampled and kind != "compose")
         seen.add(kind)

@@ -62,7 +62,7 @@ class Component:
 
     @property
     def page(self) -> str:
-        """The whole docstring, then that of the module it lives in."""
+        """The whole docstring."""
         return inspect.getdoc(self.cls) or ""
 
     def options(self) -> list[dict[str, Any]]:
@@ -120,13 +120,14 @@ def explain(error: pydantic.ValidationError) -> str:
     """Return a pydantic error as one plain sentence per field."""
     lines = []
     for item in error.errors():
-        field = ".".join(str(p) for p in item["loc"]) or "value"
+        said = item["msg"].removeprefix("Value error, ")
+        if not item["loc"]:
+            lines.append(said)
+            continue
         given = repr(item.get("input"))
         shown = given if len(given) < 80 else given[:77] + "..."
-        lines.append(
-            f"{field}: {item['msg'].removeprefix('Value error, ')}"
-            + ("" if item["type"] == "missing" else f" (given: {shown})")
-        )
+        field = ".".join(str(p) for p in item["loc"])
+        lines.append(f"{field}: {said}" + ("" if item["type"] == "missing" else f" (given: {shown})"))
     return "; ".join(lines)
 
 

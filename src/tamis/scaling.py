@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tamis.evaluators import stats
 from tamis.hashing import derive_seed
 
 
 @dataclass(frozen=True)
 class Line:
-    """A least-squares line y = intercept + slope * x with the slope's interval (NaN where it was not asked for)."""
+    """A least-squares line y = intercept + slope * x with the slope's 95% interval."""
 
     intercept: float
     slope: float
     r2: float
-    low: float = float("nan")
-    high: float = float("nan")
+    low: float
+    high: float
 
 
 def fit_data_law(n: np.ndarray, acc: np.ndarray) -> tuple[float, float, float]:
@@ -32,7 +33,7 @@ def fit_data_law(n: np.ndarray, acc: np.ndarray) -> tuple[float, float, float]:
     n, acc = _pairs(n, acc)
     if n.min() <= 0:
         raise ValueError(f"data amounts must be positive, not {n.min()}")
-    line = _least_squares(np.log2(n), acc)
+    line = stats.least_squares(np.log2(n), acc)
     return line.intercept, line.slope, line.r2
 
 
@@ -60,7 +61,7 @@ def fit_loss_law(loss: np.ndarray, acc: np.ndarray) -> tuple[float, float, float
     values that are not finite or a constant accuracy.
     """
     loss, acc = _pairs(loss, acc)
-    line = _least_squares(loss, acc)
+    line = stats.least_squares(loss, acc)
     return line.intercept, -line.slope, pearson(loss, acc)
 
 
@@ -132,19 +133,10 @@ def _pairs(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _least_squares(x: np.ndarray, y: np.ndarray) -> Line:
-    deviation = x - x.mean()
-    slope = float(deviation @ y / (deviation @ deviation))
-    residual = y - y.mean() - slope * deviation
-    total = float(((y - y.mean()) ** 2).sum())
-    r2 = 1 - float(residual @ residual) / total if total else 1.0
-    return Line(float(y.mean() - slope * x.mean()), slope, r2)
-
-
 def _with_interval(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> Line:
     from scipy.stats import t
 
-    line = _least_squares(x, y)
+    line = stats.least_squares(x, y)
     deviation = x - x.mean()
     residual = y - line.intercept - line.slope * x
     error = np.sqrt(residual @ residual / (len(x) - 2) / (deviation @ deviation))

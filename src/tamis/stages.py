@@ -1,24 +1,21 @@
 """What each kind of stage does inside its folder: units of work, progress, what was dropped, what it cost."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tamis import hashing, registry, store
 from tamis.context import Context, Judge
-from tamis.errors import DataError, ModelError
+from tamis.errors import ConfigError, DataError, ModelError
 from tamis.metrics import Draw, View
 from tamis.models.base import ModelRef
 from tamis.pool import Pool
 from tamis.records import Completion, Cost, Example, Prompt, Verdict, total_cost
 from tamis.store import StageFolder, Unit
 
-if TYPE_CHECKING:
-    pass
-
-ROOM = {"sample": "sampler", "judge": "judge", "select": "selector", "compose": "composer", "evaluate": "evaluator"}
 ROWS_PER_UNIT = 256
 RECORDS_PER_UNIT = 4096
 CAPABILITY_WORDS = {
@@ -118,19 +115,16 @@ def check_split(prompts: Sequence[Prompt], kinds: Sequence[str]) -> None:
 
 def sample(folder: StageFolder, sampler: Any, prompts: Sequence[Prompt], ctx: Context, log: Log) -> dict[str, Any]:
     """Draw completions in units of prompts; a sampler with a barrier probes all prompts first."""
-    notes: dict[str, Any] = {}
+    probes: list[Completion] = []
     if hasattr(sampler, "gather"):
         probes = _draw(folder, "probe", sampler.probe, sampler, prompts, ctx, log) if hasattr(sampler, "probe") else []
         verdicts = ctx.judge({p.id: p for p in prompts}, probes) if ctx.judge and probes else []
         ctx.shared = {**sampler.gather(prompts, probes, verdicts), "probes": probes}
-    completions = _draw(folder, "sample", sampler.sample, sampler, prompts, ctx, log)
-    reasons: dict[str, int] = {}
-    for completion in completions:
-        reasons[completion.finish_reason] = reasons.get(completion.finish_reason, 0) + 1
-    if reasons.get("error", 0) == len(completions) and completions:
+    completions = probes + _draw(folder, "sample", sampler.sample, sampler, prompts, ctx, log)
+    reasons = Counter(c.finish_reason for c in completions)
+    if completions and reasons["error"] == len(completions):
         raise ModelError("every completion failed", hint="See rejected.jsonl and log.jsonl in the stage's folder.")
-    notes["finish_reasons"] = reasons
-    return {"notes": notes}
+    return {"notes": {"finish_reasons": {reason: n for reason, n in reasons.items() if n}}}
 
 
 def _draw(
@@ -225,7 +219,8 @@ def select(folder: StageFolder, selector: Any, pool: Pool, ctx: Context, log: Lo
     ctx.counts["selected"] += len(indices)
     unit = Unit({}, Cost(), ctx.counts, ctx.dropped, dict(selection.notes))
     folder.write_unit("select", 0, unit, time.monotonic() - started)
-    log("note", stage=folder.path.name, text=selection.reason) if selection.reason else None
+    if selection.reason:
+        log("note", stage=folder.path.name, text=selection.reason)
     return {"files": [folder.path / "selection.json"], "reason": selection.reason}
 
 
@@ -264,16 +259,31 @@ def tune(
     """Train and save; the loop's own events become progress."""
     from tamis.training import tune as train
 
+    kinds: tuple[str, ...] = getattr(objective, "kinds", ())
+    foreign = sorted({e.kind for e in examples}.difference(kinds)) if kinds else []
+    if foreign:
+        raise ConfigError(
+            f"the objective '{objective.component.name}' trains examples of the kind {' or '.join(kinds)}, and these are "
+            f"of the kind {', '.join(foreign)}",
+            where=folder.path.name,
+            hint="Take a composer and an objective that go together.",
+        )
     started = time.monotonic()
-    meter: list[Meter] = []
+    meter: Meter | None = None
+    tokens = 0
 
     def listen(event: dict[str, Any]) -> None:
-        if event.get("event") == "step":
-            if not meter:
-                meter.append(Meter(log, folder.path.name, event["total"], "steps"))
-            meter[0].add(event["step"] - meter[0].done, event["trained_tokens"] - meter[0].tokens)
-        else:
+        nonlocal meter, tokens
+        if event.get("event") != "step":
             log("note", stage=folder.path.name, **{k: v for k, v in event.items() if k != "event"})
+            return
+        if meter is None:
+            meter = Meter(log, folder.path.name, event["total"], "steps")
+            if event["step"] > 1:
+                meter.add(event["step"] - 1, skipped=True)
+                tokens = event["trained_tokens"]
+        meter.add(1, event["trained_tokens"] - tokens)
+        tokens = event["trained_tokens"]
 
     result = train(start, examples, objective, adapter, config, seed=seed, folder=folder.path, on_event=listen)
     cost = Cost(trained_tokens=result.fit.trained_tokens)
@@ -290,16 +300,25 @@ def tune(
 
 
 def measure(
-    folder: StageFolder, evaluators: Sequence[Any], judging_with: Any, heldout: Sequence[Prompt], ctx: Context, log: Log
+    folder: StageFolder,
+    evaluators: Sequence[Any],
+    judging_with: Any,
+    heldout: Sequence[Prompt],
+    ctx: Context,
+    judge_ctx: Context,
+    log: Log,
 ) -> dict[str, Any]:
-    """Sample what the evaluators ask for from the held-out prompts, judge it, and write their figures."""
+    """Sample what the evaluators ask for from the held-out prompts, judge it, and write their figures.
+
+    `ctx` holds the model that is measured, `judge_ctx` the one that the judge may ask: the same before and after tuning.
+    """
     if not heldout:
         raise DataError("there is no held-out prompt to evaluate on", hint="Raise the task's `heldout`.")
     by_id = {p.id: p for p in heldout}
     pools: dict[Draw, Pool] = {}
     for number, draw in enumerate(dict.fromkeys(d for e in evaluators for d in e.draws())):
         drawn = _draw(folder, f"draw{number}", _drawing(draw), draw, heldout, ctx, log)
-        judge(folder, judging_with, by_id, drawn, ctx, log, group=f"draw{number}j")
+        judge(folder, judging_with, by_id, drawn, judge_ctx, log, group=f"draw{number}j")
         pools[draw] = Pool(by_id, drawn, folder.read(Verdict, f"draw{number}j"))
     view = View(list(heldout), pools, ctx.model)
     rows = [
@@ -332,9 +351,10 @@ def compare(metrics: Mapping[str, list[dict[str, Any]]], seed: int) -> list[dict
         if other:
             row["after"] = _side(other)
             rng = hashing.rng(seed, "paired", before["evaluator"], before["name"])
-            row["difference"] = asdict(
-                stats.paired(before["per_item"], other["per_item"], rng, higher_is_better=before["higher_is_better"])
+            difference = stats.paired(
+                before["per_item"], other["per_item"], rng, higher_is_better=before["higher_is_better"]
             )
+            row["difference"] = {**asdict(difference), "unit": before["item_unit"]}
         rows.append(row)
     return rows
 

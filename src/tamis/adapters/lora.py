@@ -1,5 +1,6 @@
 """LoRA: low-rank updates beside frozen weights, through PEFT."""
 
+import re
 from typing import TYPE_CHECKING
 
 from tamis.errors import ConfigError
@@ -48,5 +49,5 @@ class LoRA:
             torch.manual_seed(seed)
             try:
                 return get_peft_model(module, config)
-            except ValueError as error:
-                raise ConfigError(str(error), where="adapter 'lora'", hint="Check `targets`.") from None
+            except (ValueError, re.error) as error:
+                raise ConfigError(f"targets: {error}", where="adapter 'lora'", hint="Check `targets`.") from None

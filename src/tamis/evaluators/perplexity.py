@@ -13,14 +13,14 @@ from tamis.records import Message, Prompt, Target
 from tamis.registry import evaluator
 
 
-@evaluator("perplexity", needs=("scoring", "tokens"))
+@evaluator("perplexity", version="2", needs=("scoring", "tokens"))
 class Perplexity:
     """Perplexity per token of the reference solutions, given their prompts: exp(sum of nll / number of tokens).
 
     Each held-out prompt is rendered with its first reference as the assistant's answer; the tokens of the answer and its end
     token count, those of the prompt do not. The interval is a bootstrap over prompts; `per_item` is each prompt's mean
-    negative log-likelihood per token, in nats. Prompts without a reference, or too long for the model's context, are left
-    out and stand in the notes.
+    negative log-likelihood per token, in nats, and so is the paired difference. Prompts without a reference, or too long
+    for the model's context, are left out and stand in the notes.
 
     Raises DataError when no prompt is left.
     """
@@ -55,6 +55,7 @@ class Perplexity:
                 high=float(np.exp(high)),
                 n=len(ids),
                 per_item=dict(zip(ids, (nll / tokens).tolist(), strict=True)),
+                item_unit="nats per token",
                 higher_is_better=False,
                 notes={"tokens": int(tokens.sum()), **{name: n for name, n in left_out.items() if n}},
             )

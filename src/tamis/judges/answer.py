@@ -50,10 +50,17 @@ class Answer:
             re.compile(self.pattern)
         except re.error as error:
             raise ConfigError(f"pattern is no regular expression: {error}", where="judge 'answer'") from None
+        if self.callable:
+            _function(self.callable)
 
     def fingerprint(self) -> str:
-        """Return the hash of the user's function (its module's source), "" for the other kinds."""
-        return digest(inspect.getsource(sys.modules[_function(self.callable).__module__])) if self.callable else ""
+        """Return the hash of the source of the user's function's module, of its name where there is no source; else ""."""
+        if not self.callable:
+            return ""
+        try:
+            return digest(inspect.getsource(sys.modules[_function(self.callable).__module__]))
+        except (OSError, TypeError, AttributeError, KeyError):
+            return digest(self.callable)
 
     def judge(
         self, prompts: Mapping[str, Prompt], completions: Sequence[Completion], ctx: Context
@@ -150,12 +157,12 @@ def _function(spec: str) -> Callable[[str, Prompt], Any]:
     module, _, name = spec.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
         raise ConfigError(
-            f"cannot find '{spec}': {error}",
+            f"cannot find '{spec}': {type(error).__name__}: {error}",
             where="judge 'answer'.callable",
             hint="Write it as package.module:function; the module must be importable (PYTHONPATH, or installed).",
-        ) from None
+        ) from error
     if not callable(found):
         raise ConfigError(f"'{spec}' cannot be called", where="judge 'answer'.callable")
     return found

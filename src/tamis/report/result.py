@@ -71,7 +71,7 @@ def _metric_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "n": max((s.get("n") or 0 for s in sides.values()), default=0),
         **{side: wording.figure(data.get("value"), share) for side, data in sides.items()},
         **{f"{side}_span": _span(data, partial(wording.figure, share=share)) for side, data in sides.items()},
-        "change": wording.change(difference.get("value"), share),
+        "change": wording.paired_change(row),
         "change_span": _span(difference, partial(wording.change, share=share, unit=False)),
         "p": wording.p_value(difference.get("p_value")) if difference.get("test") else "",
         "test": wording.name_of_test(difference.get("test")),
@@ -139,7 +139,8 @@ def _axis(share: bool, difference: bool) -> Callable[[float], str]:
 
 def _group_label(row: Mapping[str, Any], difference: bool) -> str:
     share = wording.is_share(row)
-    unit = ("percentage points" if difference else "") if share else str(row.get("unit") or "")
+    own = (row.get("difference") or {}).get("unit") if difference else ""
+    unit = own or (("percentage points" if difference else "") if share else str(row.get("unit") or ""))
     note = "" if row.get("higher_is_better", True) else "lower is better"
     extra = ", ".join(x for x in (unit, note) if x)
     return wording.metric_name(row) + (f" ({extra})" if extra else "")

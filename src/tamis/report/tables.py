@@ -65,7 +65,7 @@ def _metric_row(row: Mapping[str, Any]) -> list[str]:
     difference, p = "–", "–"
     if found:
         low, high = (wording.change(found[k], share, unit=False) for k in ("low", "high"))
-        difference = f"{wording.change(found['value'], share)} [{low}, {high}]"
+        difference = f"{wording.paired_change(row)} [{low}, {high}]"
         p = wording.p_value(found["p_value"])
     return [row["name"], *sides, difference, p, str(row["before"]["n"])]
 

@@ -77,6 +77,14 @@ def change(value: Any, share: bool, unit: bool = True) -> str:
     return f"{text} points" if share and unit else text
 
 
+def paired_change(row: Mapping[str, Any]) -> str:
+    """Return a row's paired difference with its unit: "+13.5 points", "+0.1421 nats per token"."""
+    difference = row.get("difference") or {}
+    text = change(difference.get("value"), is_share(row))
+    unit = difference.get("unit")
+    return f"{text} {unit}" if unit and finite(difference.get("value")) else text
+
+
 def finite(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
@@ -123,7 +131,7 @@ def finding(row: Mapping[str, Any]) -> Finding:
             f"{_upper(name)} was {span}. No paired comparison was made.",
         )
     size = (
-        f"The paired difference is {change(difference['value'], share)}, 95% interval "
+        f"The paired difference is {paired_change(row)}, 95% interval "
         f"{change(difference.get('low'), share, False)} to {change(difference.get('high'), share, False)}"
     )
     kind, title = _direction(row, name, known)

@@ -28,9 +28,9 @@ class Tally:
     usable: list[str] = field(default_factory=list)
 
     def add(self, completion: Completion, accepted: bool, dedup: str) -> None:
-        """Count one try."""
+        """Count one try; where its cost is not known (a failure, a server that reports none) the law's limit stands for it."""
         self.tries += 1
-        self.tokens += completion.cost.sampled_tokens
+        self.tokens += completion.cost.sampled_tokens or completion.law.max_new_tokens
         self.correct += accepted
         if accepted and (dedup == "none" or completion.text not in self.usable):
             self.usable.append(completion.text)

@@ -144,16 +144,19 @@ class DistinctReasoning:
         """Return the kept completions, prompts in pool order, in slot order."""
         equations, distance = FINDERS[self.finder], DISTANCES[self.distance]
         chosen: list[int] = []
-        accepted = 0
+        accepted = distinct = 0
         for indices in pool.by_prompt.values():
             paths = [i for i in self._ordered(pool, indices) if self._usable(pool, i, ctx)]
             texts = [pool.completions[i].text for i in paths]
             slots = distinct_reasoning(texts, equations=equations, distance=distance, per_prompt=self.per_prompt)
             chosen += [paths[slot] for slot in slots]
             accepted += len(paths)
+            distinct += len({reasoning_key(text, equations) for text in texts})
             if not paths:
                 ctx.count("prompts without an accepted path")
-        ctx.count("same reasoning as a kept one", accepted - len(chosen))
+        ctx.count("same reasoning as a kept one", accepted - distinct)
+        if distinct > len(chosen):
+            ctx.count("over per_prompt", distinct - len(chosen))
         prompts = max(1, len(pool.by_prompt))
         reason = "" if chosen else core.NOTHING_ACCEPTED
         kept = np.array(chosen, dtype=np.int64)
@@ -161,7 +164,10 @@ class DistinctReasoning:
 
     def _usable(self, pool: Pool, index: int, ctx: Context) -> bool:
         completion = pool.completions[index]
-        if not pool.accepted(index, self.threshold) or not completion.text.strip():
+        if not pool.accepted(index, self.threshold):
+            return False
+        if not completion.text.strip():
+            ctx.drop(completion.id, "empty response")
             return False
         evaluate = modular(self.modulus) if self.modulus else safe_arithmetic
         if self.check_arithmetic and not check_equations(

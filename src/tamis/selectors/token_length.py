@@ -73,6 +73,8 @@ class TokenLength:
         core.check_budget(self.k, self.fraction)
         if (self.mode == "range") != (self.range is not None):
             raise ValueError("`range` goes with mode 'range', and that mode needs it")
+        if self.range is not None and not 0 <= self.range[0] <= self.range[1]:
+            raise ValueError(f"range: lowest and highest length are wanted, in this order, not {list(self.range)}")
 
     def select(self, pool: Pool, ctx: Context) -> Selection:
         """Return the kept completions, longest first or in draw order."""
@@ -81,7 +83,8 @@ class TokenLength:
         lengths = np.minimum(core.token_counts(pool, among, self.of), self.max_length)
         possible = int(_possible(lengths, self.mode, self.range).sum())
         if possible < k:
-            k, reason = possible, f"{k} were asked for, only {possible} have a length that can be chosen"
+            asked = reason or f"{k} were asked for"
+            k, reason = possible, f"{asked}, only {possible} have a length that can be chosen"
         if k == 0:
             return core.selection(pool, among[:0], reason)
         return core.selection(
