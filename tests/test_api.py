@@ -53,3 +53,8 @@ def test_sample_and_judge_work_on_texts():
     assert [v.completion_ids for v in verdicts] == [(c.id,) for c in drawn[:2]]
     with pytest.raises(TamisError, match="expected a Prompt"):
         tamis.judge("text", drawn)
+
+
+def test_one_reference_may_be_a_plain_text():
+    assert as_prompt("9+9=", "18").references == ("18",)
+    assert as_prompt([{"role": "user", "content": "9+9="}], ["18", "eighteen"]).references == ("18", "eighteen")

@@ -142,6 +142,13 @@ def test_a_selection_cannot_be_lost_by_a_sample_stage_after_it(plain):
     recipes.load({**plain, "stages": [*plain["stages"][:2], select, compose, sample, compose]})
 
 
+def test_samples_that_nothing_is_made_of_cannot_be_followed_by_tuning(plain):
+    sample, compose, tune = {"sample": "gold"}, {"compose": "accepted_sft"}, {"tune": {"max_steps": 1}}
+    with pytest.raises(ConfigError, match=r"stages\[3\].*sampled last"):
+        recipes.load({**plain, "stages": [sample, compose, sample, tune]})
+    recipes.load({**plain, "stages": [sample, compose, tune, tune, sample]})
+
+
 def test_a_component_is_replaced_as_a_whole_and_overrides_may_be_a_mapping(plain):
     made = recipes.load(plain, overrides=["stages.judge={answer: {kind: numeric}}", "stages.compose=prefix"])
     assert made.stages[1] == {"judge": {"answer": {"kind": "numeric"}}}

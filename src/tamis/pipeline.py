@@ -342,6 +342,7 @@ class Pipeline:
             ctx = self._context(ref)
             ctx.seed = self.recipe.seed
             asked = self._context(self.state.base if judge.component.needs else None)
+            asked.seed = self.recipe.seed
             return stages.measure(folder, evaluators, judge, heldout, ctx, asked, self.log)
 
         names = "+".join(e.component.name for e in evaluators)

@@ -259,7 +259,7 @@ def tune(
     """Train and save; the loop's own events become progress."""
     from tamis.training import tune as train
 
-    kinds: tuple[str, ...] = getattr(objective, "kinds", ())
+    kinds: Sequence[str] = getattr(objective, "kinds", ())
     foreign = sorted({e.kind for e in examples}.difference(kinds)) if kinds else []
     if foreign:
         raise ConfigError(

@@ -82,3 +82,9 @@ def test_lora_options_are_checked(options):
 def test_full_moves_everything():
     module = Full().attach(llama().requires_grad_(False), 0)
     assert len(moving(module)) == len(list(module.parameters()))
+
+
+@pytest.mark.parametrize("targets", ["q_[", "nothing", ()])
+def test_lora_refuses_targets_that_fit_no_layer(targets):
+    with pytest.raises(ConfigError, match="targets: "):
+        LoRA(targets=targets).attach(llama(), seed=0)

@@ -92,6 +92,24 @@ def test_user_function(monkeypatch):
             judge(prompt_of("5"), "5", kind="python", callable=wrong)
 
 
+def test_a_user_function_that_cannot_be_imported_is_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "cut_off.py").write_text("def score(:\n")
+    (tmp_path / "raising.py").write_text("raise RuntimeError('no key')\n")
+    for spec, says in (("cut_off:score", "SyntaxError"), ("raising:score", "no key")):
+        with pytest.raises(ConfigError, match=says):
+            build("judge", {"answer": {"kind": "python", "callable": spec}})
+
+
+def test_functions_without_source_have_a_fingerprint_by_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "first_version.py").write_text("def score(text, prompt):\n    return True\n")
+    specs = ("operator:eq", "operator:ne", "math:isclose", "first_version:score")
+    prints = [build("judge", {"answer": {"kind": "python", "callable": spec}}).fingerprint() for spec in specs]
+    assert len(set(prints)) == 4
+    assert all(prints)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -32,6 +32,14 @@ def test_a_significant_gain_names_every_figure():
         assert figure in found.sentence
 
 
+def test_a_difference_in_another_unit_than_the_metric_says_so():
+    made = row(0.1421, 0.04, 0.25, name="perplexity", before={"value": 1.2, "n": 9}, after={"value": 1.4, "n": 9})
+    made["difference"]["unit"] = "nats per token"
+    assert wording.paired_change(made) == "+0.1421 nats per token"
+    assert "The paired difference is +0.1421 nats per token, 95% interval" in wording.finding(made).sentence
+    assert wording.paired_change(row()) == "+13.5 points"
+
+
 def test_a_significant_loss_and_a_metric_where_lower_is_better():
     assert wording.finding(row(-0.1, -0.15, -0.05)).kind == "worse"
     assert wording.finding(row(-0.1, -0.15, -0.05)).title.startswith("Accuracy fell")

@@ -10,7 +10,7 @@ from tamis.hashing import rng
 from tamis.lab.scripted import ScriptedJudge, ScriptedModel, right_answer
 from tamis.pool import Pool
 from tamis.prefixes import DEFAULT_TASK_SENTENCE, structure_split
-from tamis.records import Message, Prompt
+from tamis.records import Cost, Message, Prompt
 from tamis.registry import build
 
 
@@ -29,6 +29,15 @@ class Recorder(ScriptedModel):
     def generate(self, prompts, law, **options):
         self.calls.append((list(prompts), law, options))
         yield from super().generate(prompts, law, **options)
+
+
+class Unreported(ScriptedModel):
+    """A scripted model behind a server that reports no usage."""
+
+    def generate(self, prompts, law, **options):
+        assert len(self.calls) < 200, "this never ends"
+        self.calls.append(law)
+        yield from (replace(c, cost=Cost(), id="") for c in super().generate(prompts, law, **options))
 
 
 def scripted(rates, kind=ScriptedModel):
@@ -199,6 +208,13 @@ def test_token_budget_ends_an_unsolvable_prompt():
     spent = sum(c.cost.sampled_tokens for c in found if c.prompt_id == prompts[0].id)
     assert 100 <= spent < 300
     assert [row["record"] for row in ctx.dropped] == [prompts[0].id]
+
+
+def test_token_budget_ends_tries_whose_cost_nobody_reports():
+    prompts = prompts_of(1)
+    model = scripted(0.0, Unreported)
+    found = run(dart(k=1, max_tries=None, token_budget=1000, max_new_tokens=100), prompts, context(model))
+    assert 10 <= len(found) < 80  # a try without a cost counts as one of the longest
 
 
 def test_dart_errors():

@@ -117,8 +117,19 @@ def test_selector_counts_what_it_leaves_out():
     assert found.notes["paths_per_prompt"] == 1.0
     unchecked = build("selector", {"distinct_reasoning": {"check_arithmetic": False}}).select(pool, Context())
     assert len(unchecked.indices) == 3
-    capped = build("selector", {"distinct_reasoning": {"per_prompt": 1}}).select(pool, Context())
+    ctx = Context()
+    capped = build("selector", {"distinct_reasoning": {"per_prompt": 1}}).select(pool, ctx)
     assert capped.indices.tolist() == [3]
+    assert (ctx.counts["same reasoning as a kept one"], ctx.counts["over per_prompt"]) == (1, 1)
+
+
+def test_an_accepted_empty_completion_is_written_aside():
+    prompt = Prompt((Message("user", "a"),))
+    empty = completion(prompt, " ", 0)
+    ctx = Context()
+    found = build("selector", "distinct_reasoning").select(judged([empty], [prompt], [1.0]), ctx)
+    assert not len(found.indices)
+    assert ctx.dropped == [{"record": empty.id, "reason": "empty response"}]
 
 
 def test_selector_over_a_union_of_models():

@@ -161,6 +161,10 @@ def test_length_selector():
     for wrong in ({"k": 1, "mode": "range"}, {"k": 1, "range": [1, 2]}):
         with pytest.raises(ConfigError, match="goes with mode"):
             build("selector", {"token_length": wrong})
+    for wrong in ([3, 2], [-1, 2]):
+        with pytest.raises(ConfigError, match=r"token_length'?: range: lowest and highest.*not \[") as refused:
+            build("selector", {"token_length": {"k": 1, "mode": "range", "range": wrong}})
+        assert "ArgsKwargs" not in str(refused.value)
     pool.count_tokens = None
     with pytest.raises(ConfigError, match="tokenizer"):
         build("selector", {"token_length": {"k": 3}}).select(pool, Context())
