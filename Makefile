@@ -48,7 +48,7 @@ check: $(DEV)
 	@$(BIN)/mypy
 
 bench: $(DEV)
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python benchmarks/collect.py
 
 docs: $(DEV)
 	@$(BIN)/python -m tamis.report.pages docs
