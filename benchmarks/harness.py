@@ -61,7 +61,8 @@ class Worker:
 
     def ask(self, **job: Any) -> dict[str, Any]:
         """Send a job and return its answer, with `seconds` (wall, inside the worker) and `peak_bytes` so far."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
