@@ -9,6 +9,7 @@ import numpy as np
 
 from tamis import hashing
 from tamis.records import Completion, Prompt, Verdict
+from tamis.replies import Replies
 
 if TYPE_CHECKING:
     from tamis.models.chat import ChatFormat
@@ -21,7 +22,8 @@ class Context:
     """Handed to every component call.
 
     `model` offers the capabilities the component asked for in `needs`; `chat` is the chat format of the model to be tuned;
-    `judge` is there for samplers that need verdicts while they sample; `shared` is what a barrier computed from all records.
+    `judge` is there for samplers that need verdicts while they sample; `shared` is what a barrier computed from all records;
+    `replies` what models answered to questions before (`tamis.asking.ask`).
     """
 
     seed: int = 0
@@ -31,6 +33,7 @@ class Context:
     shared: Mapping[str, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     dropped: list[dict[str, Any]] = field(default_factory=list)
+    replies: Replies = field(default_factory=Replies)
     progress: Callable[..., None] = lambda **_: None
 
     def rng(self, *parts: Any) -> np.random.Generator:

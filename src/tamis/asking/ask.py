@@ -1,0 +1,173 @@
+"""Ask a model: in batches, again where an answer cannot be read, never what is known already."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from tamis.asking.reading import read_label
+from tamis.context import Context
+from tamis.hashing import derive_seed, digest
+from tamis.records import Cost, Law, Message, Prompt
+
+T = TypeVar("T")
+
+GREEDY = Law(temperature=0.0, max_new_tokens=512)
+RETRY_TEMPERATURE = 0.7
+"""Least temperature of a retry: a greedy answer asked for again would be the same."""
+
+
+@dataclass(frozen=True)
+class Question(Generic[T]):
+    """What is asked, and `read`, which turns the reply's text into a value or None where it cannot be read.
+
+    `schema` is the JSON schema of the reply; it is handed to models that can be held to one.
+    """
+
+    messages: tuple[Message, ...]
+    read: Callable[[str], T | None]
+    schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """What was answered: `value` is None where no try could be read; `text` and `finish` are those of the last try.
+
+    `finish` is "stop", "length" or "error" (the model gave no reply). `cost` counts all tries.
+    """
+
+    value: T | None
+    text: str
+    finish: str
+    tries: int
+    cost: Cost
+
+    @property
+    def fault(self) -> str:
+        """Label of a verdict without a value: "no_reply", "cut_reply" or "unparseable_verdict"; "" where there is a value."""
+        if self.value is not None:
+            return ""
+        return {"error": "no_reply", "length": "cut_reply"}.get(self.finish, "unparseable_verdict")
+
+
+def ask(
+    ctx: Context,
+    questions: Sequence[Question[T]],
+    law: Law = GREEDY,
+    *,
+    samples: int = 1,
+    retries: int = 1,
+) -> list[list[Answer[T]]]:
+    """Return `samples` answers to each question by `ctx.model`.
+
+    An answer that cannot be read is asked for up to `retries` more times, sampled at a temperature of at least 0.7. Sample j
+    of a question depends on the seed, the question and j alone, so neither order nor batch matters. Replies that
+    `ctx.replies` knows are not asked for; what they had cost still stands in the answer. Counts "questions asked" and, by
+    reason, answers without a value.
+    """
+    open_answers: dict[tuple[int, int], Answer[T] | None] = {
+        (number, j): None for number in range(len(questions)) for j in range(samples)
+    }
+    for attempt in range(retries + 1):
+        waiting = [
+            at for at, found in open_answers.items() if found is None or (found.fault and found.finish != "error")
+        ]
+        if not waiting:
+            break
+        hot = law if attempt == 0 else replace(law, temperature=max(law.temperature, RETRY_TEMPERATURE))
+        seed = ctx.seed if attempt == 0 else derive_seed(ctx.seed, "retry", attempt)
+        replies = _replies(ctx, [(questions[number], j) for number, j in waiting], hot, seed)
+        for at, reply in zip(waiting, replies, strict=True):
+            open_answers[at] = _answer(questions[at[0]], reply, open_answers[at])
+    answers = [[_given(open_answers[number, j]) for j in range(samples)] for number in range(len(questions))]
+    for answer in (a for row in answers for a in row):
+        ctx.count("questions asked", answer.tries)
+        if answer.fault:
+            ctx.count(f"answers without a value: {answer.fault}")
+    return answers
+
+
+def _given(answer: Answer[T] | None) -> Answer[T]:
+    assert answer is not None
+    return answer
+
+
+def _answer(question: Question[T], reply: Mapping[str, Any], before: Answer[T] | None) -> Answer[T]:
+    text, finish = reply["text"], reply["finish"]
+    value = question.read(text) if finish != "error" else None
+    cost = Cost(prompt_tokens=reply["prompt_tokens"], sampled_tokens=reply["sampled_tokens"], judge_calls=1)
+    tries = 1
+    if before is not None:
+        cost, tries = cost + before.cost, tries + before.tries
+    return Answer(value, text, finish, tries, cost)
+
+
+def _replies(ctx: Context, wanted: Sequence[tuple[Question[Any], int]], law: Law, seed: int) -> list[dict[str, Any]]:
+    """Return the replies to samples of questions, those known already from `ctx.replies`."""
+    prompts = [Prompt(question.messages) for question, _ in wanted]
+    keys = [
+        digest("reply", ctx.model.identity, prompt.id, law, seed, j, question.schema)
+        for prompt, (question, j) in zip(prompts, wanted, strict=True)
+    ]
+    known = ctx.replies.get(keys)
+    missing = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
+    for schema, indices in _by_schema(wanted, sorted(missing.values())):
+        fresh = _generate(ctx, [prompts[i] for i in indices], [wanted[i][1] for i in indices], law, seed, schema)
+        found = {keys[i]: reply for i, reply in zip(indices, fresh, strict=True)}
+        ctx.replies.put({key: reply for key, reply in found.items() if reply["finish"] != "error"})
+        known |= found
+    return [known[key] for key in keys]
+
+
+def _by_schema(
+    wanted: Sequence[tuple[Question[Any], int]], indices: Sequence[int]
+) -> list[tuple[Mapping[str, Any] | None, list[int]]]:
+    groups: dict[str, tuple[Mapping[str, Any] | None, list[int]]] = {}
+    for i in indices:
+        schema = wanted[i][0].schema
+        groups.setdefault(digest(schema), (schema, []))[1].append(i)
+    return list(groups.values())
+
+
+def _generate(
+    ctx: Context, prompts: Sequence[Prompt], samples: Sequence[int], law: Law, seed: int, schema: Any
+) -> list[dict[str, Any]]:
+    extra = {"schema": schema} if schema is not None and getattr(ctx.model, "structured", False) else {}
+    candidates = [[j] for j in samples]
+    made = ctx.model.generate(prompts, law, candidates=candidates, seed=seed, sampler="ask", **extra)
+    return [
+        {
+            "text": c.text,
+            "finish": c.finish_reason,
+            "prompt_tokens": c.cost.prompt_tokens,
+            "sampled_tokens": c.cost.sampled_tokens,
+        }
+        for c in made
+    ]
+
+
+def label_probabilities(
+    ctx: Context, questions: Sequence[tuple[Message, ...]], labels: Sequence[str], *, samples: int = 8
+) -> np.ndarray:
+    """Return (N, K) float64: the probability that `ctx.model` answers each question with each label; rows sum to 1.
+
+    Exact where the model gives log-probabilities of labels (`label_logprobs`), renormalised over the labels; otherwise the
+    shares among `samples` sampled answers that name a label. A row is NaN where no answer names one.
+    """
+    if hasattr(ctx.model, "label_logprobs"):
+        given = np.asarray(ctx.model.label_logprobs([Prompt(m) for m in questions], list(labels)), dtype=np.float64)
+        given = np.where(np.isnan(given), -np.inf, given)
+        with np.errstate(invalid="ignore"):
+            weights = np.exp(given - given.max(axis=1, keepdims=True))
+            return weights / weights.sum(axis=1, keepdims=True)
+    asked = [Question(m, lambda text: read_label(text, labels)) for m in questions]
+    votes = np.array(
+        [
+            [sum(a.value == label for a in answers) for label in labels]
+            for answers in ask(ctx, asked, Law(temperature=1.0, max_new_tokens=64), samples=samples, retries=0)
+        ],
+        dtype=np.float64,
+    ).reshape(len(questions), len(labels))
+    with np.errstate(invalid="ignore"):
+        return votes / votes.sum(axis=1, keepdims=True)
