@@ -284,12 +284,12 @@ def test_what_a_model_cannot_do_is_refused_before_anything_runs(tmp_path):
 
 
 def test_a_second_process_is_refused(runs_dir):
-    from tamis.store import lock
+    from tamis.files import lock
 
     run = find("small", runs_dir)
     code = f"""
 from pathlib import Path
-from tamis.store import lock
+from tamis.files import lock
 with lock(Path({str(run.path)!r})):
     print(1, flush=True)
     input()

@@ -1,8 +1,10 @@
 import pytest
 import yaml
 
+from strategies import BOMB, MERGE_BOMB
 from tamis import recipe as recipes
 from tamis.errors import ConfigError
+from tamis.plain import parse
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_an_override_changes_the_hash_and_a_description_does_not(plain):
         ("stages.sample={1: 2}", "the key 1 is not text"),
         ("stages=&a [*a]", "nested too deeply"),
         ("stages.sample.model=3", "model is the name of a model"),
-        ("engine.batch_rows=null", "batch_rows"),
+        ("engine.batch_rows=0", "batch_rows"),
         ("model=", "model"),
         ("lab.set.seed=3", "without 'lab.'"),
         ("name=../../x", "names the run folder"),
@@ -205,3 +207,15 @@ def test_a_map_without_data_is_refused():
 def test_what_is_no_recipe_is_refused(source):
     with pytest.raises(ConfigError):
         recipes.load(source)
+
+
+@pytest.mark.parametrize("text", [BOMB, MERGE_BOMB])
+def test_a_text_that_multiplies_itself_is_refused_before_it_is_built(text):
+    with pytest.raises(ConfigError, match="more than 100000 values"):
+        parse(text, "here")
+
+
+@pytest.mark.parametrize("text", ["!!int ''", "!!bool maybe", "!!timestamp x", "2012-13-45", "9" * 5000])
+def test_a_value_that_cannot_be_read_is_told_with_its_place(text):
+    with pytest.raises(ConfigError, match=r"put text in quotes[\s\S]*line 2"):
+        parse(f"a: 1\nb: {text}", "here")

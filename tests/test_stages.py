@@ -2,17 +2,23 @@
 
 import importlib
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tamis import stages
 from tamis.context import Context
 from tamis.errors import ConfigError
 from tamis.hashing import digest
+from tamis.judges.pairs import Pair
+from tamis.lab.judges import TwoLabelJudge
 from tamis.lab.scripted import ScriptedJudge, ScriptedModel
 from tamis.models import keeper
 from tamis.models.base import ModelRef
-from tamis.records import Example, Message, Prompt, Target, Verdict
+from tamis.pool import Pool, Selection
+from tamis.recipe import Engine
+from tamis.records import Completion, Example, Message, Prompt, Target, Turn, Verdict
 from tamis.registry import build
 from tamis.store import StageFolder
 
@@ -53,7 +59,7 @@ def test_both_sides_of_an_evaluation_ask_the_same_judging_model(tmp_path):
     tuned, base = ScriptedModel(1.0, identity="tuned"), ScriptedModel(1.0, identity="base")
     evaluators, judge_ctx = [build("evaluator", "accuracy")], Context(model=base)
     ctx = Context(model=tuned)
-    stages.measure(StageFolder(tmp_path, "k"), evaluators, Asking(), prompts_of(2), ctx, judge_ctx, quiet)
+    stages.measure(StageFolder(tmp_path, "k"), evaluators, Asking(), prompts_of(2), ctx, judge_ctx, {}, quiet)
     assert asked == [base]
 
 
@@ -85,13 +91,33 @@ def test_progress_of_a_resumed_training_counts_only_its_own_steps(tmp_path, monk
 
 
 def test_a_run_says_what_a_model_takes_time_for(monkeypatch):
-    def resolve(name, on_event):
+    def resolve(name, on_event, gguf):
         on_event({"event": "fetch", "name": name, "text": f"fetching '{name}'"})
         on_event({"event": "ready", "name": name})
         return ModelRef(name, "local", digest(name), ())
 
     said = []
     monkeypatch.setattr(importlib.import_module("tamis.models.resolve"), "resolve", resolve)
-    models = keeper.Models(None, lambda event, **detail: said.append((event, detail)))
+    models = keeper.Models(SimpleNamespace(engine=Engine()), lambda event, **detail: said.append((event, detail)))
     assert models.resolve("far") is models.resolve("far")
     assert said == [("note", {"text": "fetching 'far'"})]
+
+
+def test_a_selector_asks_the_judge_of_its_stage_and_its_verdicts_are_kept(tmp_path):
+    class Best:
+        needs_judge = True
+
+        def select(self, pool, ctx):
+            pairs = [Pair(pool.prompt(0), *pool.completions[:2])]
+            return Selection(np.array([0 if ctx.compare(pairs)[0].label == "A" else 1]))
+
+    prompts = prompts_of(1)
+    made = [Completion(prompts[0].id, (Turn("assistant", text),), index=i) for i, text in enumerate(("#6", "#7"))]
+    ctx, asking = Context(), Context()
+    stages.give_judge(ctx, TwoLabelJudge(lambda p, c: c.text == "#7"), asking)
+    folder = StageFolder(tmp_path, "k")
+    stages.select(folder, Best(), Pool({prompts[0].id: prompts[0]}, made), ctx, quiet)
+    (verdict,) = folder.read(Verdict)
+    assert (verdict.label, verdict.completion_ids) == ("B", (made[0].id, made[1].id))
+    assert json.loads((tmp_path / "selection.json").read_text())["completion_ids"] == [made[1].id]
+    assert folder.units()[0]["cost"]["judge_calls"] == 1

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tamis import store
+from tamis import files, store
 from tamis.errors import StoreError
 from tamis.records import Cost, Message, Prompt
 
@@ -95,14 +95,14 @@ def test_finished_units_of_an_unfinished_stage_are_linked(tmp_path, stage):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    store.write_json(path, {"v": 1})
+    files.write_json(path, {"v": 1})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StoreError, match="No space left"):
-        store.write_json(path, {"v": 2})
+        files.write_json(path, {"v": 2})
     assert json.loads(path.read_text()) == {"v": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
@@ -110,13 +110,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_broken_json_names_the_file(tmp_path):
     (tmp_path / "m.json").write_text("{")
     with pytest.raises(StoreError, match=r"m\.json"):
-        store.read_json(tmp_path / "m.json")
+        files.read_json(tmp_path / "m.json")
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from tamis.store import lock
+from tamis.files import lock
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -127,13 +127,13 @@ def test_a_second_process_is_refused_and_a_kill_releases(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StoreError, match=f"pid {holder.pid}"), store.lock(tmp_path):
+        with pytest.raises(StoreError, match=f"pid {holder.pid}"), files.lock(tmp_path):
             pass
     finally:
         holder.kill()
         holder.wait()
         holder.stdout.close()
-    with store.lock(tmp_path):
+    with files.lock(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
@@ -222,6 +222,7 @@ def test_a_finished_stage_of_another_run_replaces_an_unfinished_one(tmp_path, st
     write(stage, 1, prompts(3, 3))
     stage.finish({})
     _, target = two_runs(tmp_path, stage)
+    target.path.mkdir()
     write(target, 0, prompts(3))
     assert store.adopt([tmp_path / "run", tmp_path / "other"], target)
     assert len(target.read(Prompt)) == 6
@@ -261,5 +262,64 @@ def test_what_a_kill_left_half_written_is_swept(tmp_path):
 
 def test_what_the_system_refuses_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"in the way.*run again"), store.explained(tmp_path):
+    with pytest.raises(StoreError, match=r"(?s)Not a directory.*in its place"), files.explained(tmp_path):
         (tmp_path / "file" / "folder").mkdir()
+
+
+def test_only_what_a_finished_unit_names_is_read(stage):
+    write(stage, 0, prompts(3))
+    shard = stage.path / "prompts" / "u-00000.parquet"
+    for name in ("u-00001.parquet", "u-00000 (copy).parquet"):
+        (shard.parent / name).write_bytes(shard.read_bytes())
+    assert len(stage.read(Prompt)) == 3
+
+
+def test_a_unit_that_is_missing_before_another_is_an_error_and_no_shorter_result(stage):
+    for index in range(3):
+        write(stage, index, prompts(2, 2 * index))
+    stage.unit_path("u", 1).unlink()
+    with pytest.raises(StoreError, match=r"u-00001\.json: is missing"):
+        stage.read(Prompt)
+
+
+def test_more_units_than_five_digits_stay_in_order(stage):
+    (stage.path / "units").mkdir()
+    for index in (99_999, 100_000, 7):
+        stage.unit_path("u", index).write_text("{}")
+    assert [index for _, index, _ in stage._unit_paths("u")] == [7, 99_999, 100_000]
+
+
+def test_an_edit_of_an_unfinished_stage_is_seen(stage):
+    write(stage, 0, prompts(3))
+    path = stage.unit_path("u", 0)
+    path.write_text(path.read_text().replace('"prompt_tokens": 3', '"prompt_tokens": 4'))
+    assert not stage.unit_done("u", 0)
+    assert stage.mend() == [path]
+
+
+def test_a_stage_tells_all_versions_its_units_were_made_with(stage, monkeypatch):
+    found = store.environment.versions()
+    for index, torch in enumerate(("2.0", "2.1")):
+        monkeypatch.setattr(store.environment, "versions", lambda torch=torch: found | {"torch": torch})
+        write(stage, index, prompts(1, index))
+    assert stage.finish({})["versions"]["torch"] == ["2.0", "2.1"]
+    monkeypatch.undo()
+    other = store.environment.others(stage.versions())
+    assert other == "torch 2.0, torch 2.1"
+
+
+def test_a_held_folder_that_is_removed_is_noticed(tmp_path):
+    with files.lock(tmp_path / "run") as still_there:
+        still_there()
+        (tmp_path / "run" / ".lock").unlink()
+        (tmp_path / "run").rmdir()
+        (tmp_path / "run").mkdir()
+        with pytest.raises(StoreError, match="removed while the run worked"):
+            still_there()
+
+
+def test_what_a_library_in_another_language_says_of_the_system_is_explained(tmp_path):
+    with pytest.raises(StoreError, match=r"(?s)No space left on device.*Free space"), files.explained(tmp_path):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="a bug"), files.explained(tmp_path):
+        raise RuntimeError("a bug")

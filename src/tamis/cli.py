@@ -1,9 +1,11 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
+import functools
 import os
 import shlex
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +29,16 @@ app = typer.Typer(
 models_app = typer.Typer(no_args_is_help=True, help="Packaged and cached models.", rich_markup_mode=None)
 app.add_typer(models_app, name="models")
 
+BEGAN = time.monotonic()
+"""When the command started, as far as this module can tell: plans count start-up too."""
+
+Recipe = Annotated[str, typer.Argument(help="A packaged recipe (tamis methods) or a YAML file.")]
+Model = Annotated[str | None, typer.Option(help="Name, local folder, hub id or http(s)://host/v1#model.")]
+Data = Annotated[str | None, typer.Option(help="Your data: JSONL, JSON, CSV, Parquet or a datasets folder.")]
+Mapping = Annotated[list[str] | None, typer.Option("--map", help="Which column is what, e.g. --map prompt=question.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field: path=value.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Lab = Annotated[bool, typer.Option("--lab", help="Try the recipe in seconds: nano model, small exact task.")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the run folders.")]
 
 
@@ -47,17 +59,13 @@ def _top(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe (tamis methods) or a YAML file.")],
-    model: Annotated[str | None, typer.Option(help="Name, local folder, hub id or http(s)://host/v1#model.")] = None,
-    data: Annotated[str | None, typer.Option(help="Your data: JSONL, JSON, CSV, Parquet or a datasets folder.")] = None,
-    mapping: Annotated[
-        list[str] | None, typer.Option("--map", help="Which column is what, e.g. --map prompt=question.")
-    ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field: path=value.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    lab: Annotated[
-        bool, typer.Option("--lab", help="Try the recipe in seconds: nano model, small exact task.")
-    ] = False,
+    recipe: Recipe,
+    model: Model = None,
+    data: Data = None,
+    mapping: Mapping = None,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    lab: Lab = False,
     runs_dir: RunsDir = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Start this run anew.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
@@ -65,6 +73,7 @@ def run(
 ) -> None:
     """Run a recipe. The same command goes on after a stop; nothing finished is done twice."""
     from tamis import pipeline
+    from tamis import plan as plans
     from tamis import recipe as recipes
     from tamis.progress import listener
 
@@ -77,10 +86,59 @@ def run(
         done = pipeline.run(made, runs_dir=runs_dir, fresh=fresh, listener=watch)
     finally:
         watch.close()
-    if not json_lines:
-        from tamis.report.tables import print_result
+    found = plans.compare(done, time.monotonic() - BEGAN)
+    if json_lines:
+        watch({"event": "plan", **found.to_dict()}) if found else None
+        return
+    from tamis.report.planned import comparison_line
+    from tamis.report.tables import print_result
 
-        print_result(done)
+    print_result(done)
+    if found:
+        print(f"\n{comparison_line(found)}")
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    model: Model = None,
+    data: Data = None,
+    mapping: Mapping = None,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    lab: Lab = False,
+    runs_dir: RunsDir = Path("runs"),
+    seconds: Annotated[float, typer.Option(help="How long to measure, besides loading models.", min=0)] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what a run will take before it starts: tokens, time, memory, disk. Measures on this machine for ten seconds."""
+    import json
+
+    from tamis import plan as plans
+    from tamis import recipe as recipes
+    from tamis.report.planned import print_plan
+
+    wanted = recipes.load(
+        recipe, overrides=overrides or (), model=model, data=data, mapping=_pairs(mapping), seed=seed, lab=lab
+    )
+    tell = functools.partial(print, file=sys.stderr, flush=True)
+    made = plans.plan(wanted, runs_dir=runs_dir, seconds=seconds, began=BEGAN, tell=tell)
+    print(json.dumps(made.to_dict(), indent=1)) if as_json else print_plan(made)
+
+
+@app.command()
+def doctor(
+    runs_dir: RunsDir = Path("runs"),
+    online: Annotated[bool, typer.Option("--online", help="Also ask whether the model hub can be reached.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Look at this machine: devices, versions, extras, models, disk, and the fix for what is missing."""
+    from tamis.doctor import examine
+    from tamis.report.health import print_findings
+
+    findings = examine(runs_dir, online=online)
+    print_findings(findings, as_json=as_json)
+    raise typer.Exit(1 if any(f.state == "missing" for f in findings) else 0)
 
 
 def _pairs(mapping: list[str] | None) -> dict[str, str] | None:
@@ -92,7 +150,7 @@ def _pairs(mapping: list[str] | None) -> dict[str, str] | None:
             raise ConfigError("--map takes field=column", hint="Example: --map prompt=question --map answer=solution")
     names = [name for name, _, _ in pairs]
     if len(set(names)) < len(names):
-        raise ConfigError(f"--map gives a field twice: {', '.join(names)}")
+        raise ConfigError(f"--map gives a field twice: {', '.join(names)}", hint="Give each role one column.")
     return {name: column for name, _, column in pairs}
 
 
@@ -162,6 +220,39 @@ def init(
     print(write_starter(data, out, _pairs(mapping) or {}))
 
 
+@app.command()
+def audit(
+    judge: Annotated[
+        str, typer.Argument(help="A judge (tamis methods --room judge), or a YAML file {NAME: {OPTION: VALUE}}.")
+    ],
+    data: Annotated[str, typer.Option(help="Pairs with a known better answer, or answers with a known label.")],
+    model: Model = None,
+    mapping: Mapping = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Set an option of the judge: option=value.")
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="Use so many random rows of the data.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    repeats: Annotated[int, typer.Option(help="How often pairs are judged again, for self-consistency.", min=0)] = 3,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; default runs/audit-JUDGE-DATA.")] = None,
+) -> None:
+    """Tell whether a judge can be trusted: agreement, place, length, style, consistency, calibration, cost."""
+    from tamis import audit as audits
+    from tamis.audit.page import print_audit
+    from tamis.audit.run import spec
+
+    wanted = spec(judge, options or ())
+    folder = out or Path("runs") / f"audit-{next(iter(wanted))}-{Path(data).stem}"
+    found = audits.audit(
+        wanted, data, model=model, mapping=_pairs(mapping), n=n, seed=seed, repeats=repeats, out=folder, tell=_tell
+    )
+    print_audit(found)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 @models_app.command("list")
 def models_list() -> None:
     """List packaged and cached models, their size and whether they are here."""
@@ -199,8 +290,12 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.simplefilter("ignore", FutureWarning)
     signal.signal(signal.SIGINT, _stopped)
     signal.signal(signal.SIGTERM, _stopped)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed by the caller
     try:
-        app(arguments)
+        try:
+            app(arguments)
+        finally:
+            sys.stdout.flush()
     except TamisError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -210,7 +305,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(128 + stop.args[0])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        from tamis.files import refused
+
+        print(f"error: {refused(error, Path('standard output'))}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
 
 
 class Stopped(BaseException):

@@ -12,6 +12,7 @@ from tamis.records import Completion, Prompt, Verdict
 from tamis.replies import Replies
 
 if TYPE_CHECKING:
+    from tamis.judges.pairs import Pair
     from tamis.models.chat import ChatFormat
 
 Judge = Callable[[Mapping[str, Prompt], Sequence[Completion]], list[Verdict]]
@@ -21,15 +22,20 @@ Judge = Callable[[Mapping[str, Prompt], Sequence[Completion]], list[Verdict]]
 class Context:
     """Handed to every component call.
 
-    `model` offers the capabilities the component asked for in `needs`; `chat` is the chat format of the model to be tuned;
-    `judge` is there for samplers that need verdicts while they sample; `shared` is what a barrier computed from all records;
-    `replies` what models answered to questions before (`tamis.asking.ask`).
+    `model` offers the capabilities the component asked for in `needs`: the run's model, or the one that the component's option
+    `model` names; `model_of` loads further ones by name. `chat` is the chat format of the model to be tuned, `embed` maps
+    texts to (N, d) float32 unit vectors where the component needs "embedder". `judge` and `compare` ask the judge of the
+    stage, about completions one by one and in pairs. `shared` is what a barrier computed from all records; `replies` what
+    models answered to questions before (`tamis.asking.ask`).
     """
 
     seed: int = 0
     model: Any = None
     chat: "ChatFormat | None" = None
+    model_of: Callable[[str], Any] | None = None
+    embed: Callable[[Sequence[str]], np.ndarray] | None = None
     judge: Judge | None = None
+    compare: Callable[["Sequence[Pair]"], list[Verdict]] | None = None
     shared: Mapping[str, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     dropped: list[dict[str, Any]] = field(default_factory=list)

@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             raise ConfigError(f"the package '{name}' is missing", hint=f"pip install {name}") from None
     return found
+
+
+def others(made: Mapping[str, Sequence[str]]) -> str:
+    """Return in words with which versions something was made that are not installed now; empty where there is none."""
+    now = versions()
+    return ", ".join(
+        f"{name} {version}" for name, found in made.items() for version in found if version != now.get(name)
+    )
 
 
 @cache

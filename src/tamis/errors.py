@@ -14,10 +14,17 @@ class TamisError(Exception):
         self.message, self.where, self.hint = message, where, hint
 
     def __str__(self) -> str:
-        parts = [f"{self.where}: {self.message}" if self.where else self.message]
-        if self.hint:
-            parts.append(self.hint)
-        return "\n".join(parts)
+        said = f"{_shown(self.where)}: {_shown(self.message)}" if self.where else _shown(self.message)
+        return f"{said}\n{_shown(self.hint)}" if self.hint else said
+
+
+def _shown(text: str) -> str:
+    """Return text as a terminal can show it: control characters escaped, the middle of what is very long left out."""
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 4 :]}"
+
+
+_LONGEST = 2000
 
 
 class ConfigError(TamisError):

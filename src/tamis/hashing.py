@@ -13,10 +13,12 @@ import numpy as np
 
 def canonical(value: Any) -> str:
     """Return the canonical JSON of `value` (sorted keys, no spaces). Raises TypeError for what JSON cannot hold."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+    return _CANONICAL.encode(value)
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -25,9 +27,10 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple | set | frozenset):
         return list(value) if isinstance(value, tuple) else sorted(value)
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: getattr(value, name) for name in value.__dataclass_fields__}
     raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
 
 
 def digest(*values: Any) -> str:

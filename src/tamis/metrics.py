@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tamis.context import Context
 from tamis.pool import Pool
 from tamis.records import Law, Prompt
 
@@ -20,12 +21,15 @@ class Draw:
 class View:
     """What an evaluator sees of one model: held-out prompts, a judged pool per draw it asked for, and the model itself.
 
-    `model` offers at least the capabilities the evaluator named in `needs`; figures made from `pools` alone need none.
+    `model` offers at least the capabilities the evaluator named in `needs`; figures made from `pools` alone need none. `ctx` is
+    what an evaluator asks with: its model is the one of the evaluator's option `model`, else the untuned one, the same for
+    both sides of a comparison, and is there where the evaluator sets `asks = True`.
     """
 
     prompts: Sequence[Prompt]
     pools: Mapping[Draw, Pool]
     model: Any = None
+    ctx: Context = field(default_factory=Context)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ runs folder. Work units are fixed slices of the records, so a restart repeats at
 
 import contextlib
 import os
-import shutil
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tamis import __version__, environment, registry, stages, store
+from tamis import __version__, environment, files, registry, stages, store
 from tamis.context import Context
 from tamis.errors import ModelError, StoreError, TamisError
 from tamis.hashing import derive_seed, digest
@@ -23,9 +23,11 @@ from tamis.models.keeper import Models
 from tamis.pool import Pool
 from tamis.recipe import STAGE_ROOMS, Recipe, split_stage, tune_parts
 from tamis.records import Completion, Example, Prompt, Verdict
+from tamis.replies import Replies
 from tamis.runs import Run
 
 Listener = Callable[[dict[str, Any]], None]
+STAGE_NAME = re.compile(r"\d{2,}-[a-z_]+-[0-9a-f]{12}")
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Pipeline:
         self.path = runs_dir / f"{recipe.name}-{recipe.hash[:8]}"
         self.log = store.EventLog(self.path / "log.jsonl", listener)
         self.models = Models(recipe, self.log)
+        self.replies = Replies(runs_dir / "replies.sqlite")
         self.done: list[dict[str, Any]] = []
         self.number = self.at = 0
         self.seed = recipe.seed
@@ -59,10 +62,10 @@ class Pipeline:
     def run(self, fresh: bool = False) -> Run:
         """Run all stages; returns the run. Nothing finished is done again unless `fresh`."""
         self._check_capabilities()
-        with store.lock(self.path), store.explained(self.path):
+        with files.lock(self.path) as self.still_there, files.explained(self.path):
             self.sources = [self.path] if fresh else sorted(p for p in self.runs_dir.iterdir() if p.is_dir())
             self._clear() if fresh else store.sweep(self.path)
-            store.write_atomic(self.path / "recipe.yaml", self.recipe.to_yaml())
+            files.write_atomic(self.path / "recipe.yaml", self.recipe.to_yaml())
             base = self.models.resolve(self.recipe.model)
             self.state = State(base, base)
             self._manifest("running")
@@ -96,7 +99,7 @@ class Pipeline:
     def _clear(self) -> None:
         for path in self.path.iterdir():
             if path.name != ".lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                files.remove(path)
 
     def _check_capabilities(self) -> None:
         """Refuse before anything runs what a model cannot do."""
@@ -108,16 +111,16 @@ class Pipeline:
             if kind == "tune":
                 wanted.append(("tune", ("trainable",), self.recipe.model))
                 continue
-            asked = [registry.get(STAGE_ROOMS[kind], name) for name in components]
+            asked = [registry.build(STAGE_ROOMS[kind], {name: config}) for name, config in components.items()]
             if "judge" in options:
-                asked.append(registry.build("judge", options["judge"]).component)
-            for component in asked:
-                what = f"{component.room} '{component.name}'"
-                needs = component.needs
+                asked.append(registry.build("judge", options["judge"]))
+            for made in asked:
+                what = f"{made.component.room} '{made.component.name}'"
+                needs = made.component.needs
                 if "embedder" in needs:
                     wanted.append((what, ("embedder",), self.recipe.embedder))
                 needs = tuple(n for n in needs if n != "embedder")
-                wanted.append((what, needs, options.get("model", self.recipe.model)))
+                wanted.append((what, needs, getattr(made, "model", None) or options.get("model", self.recipe.model)))
         if any("compose" in stage for stage in self.recipe.stages):
             wanted.append(("compose", ("tokens",), self.recipe.model))
         for what, needs, model in wanted:
@@ -132,14 +135,30 @@ class Pipeline:
         self.number += 1
         return store.StageFolder(self.path / f"{self.number:02d}-{kind}-{key[:12]}", key)
 
-    def _context(self, model: ModelRef | None = None) -> Context:
+    def _context(self, model: ModelRef | None = None, *, embeds: bool = False) -> Context:
         state = self.state
         return Context(
             seed=self.seed,
             model=self.models.get(model) if model else None,
+            model_of=lambda name: self.models.get(self.models.resolve(name)),
             chat=self.models.chat(state.base) if "tokens" in state.base.capabilities else None,
-            judge=None,
+            embed=self.models.embed if embeds else None,
+            replies=self.replies,
         )
+
+    def _asking(self, component: Any, default: ModelRef, judge: Any = None) -> Context:
+        """Return the context of a component that asks `default` unless it names a model; `judge` asks the model in force."""
+        ctx = self._context(self._asked(component, default), embeds="embedder" in component.component.needs)
+        if judge is not None:
+            stages.give_judge(ctx, judge, self._asking(judge, self.state.model))
+        return ctx
+
+    def _asked(self, component: Any, default: ModelRef) -> ModelRef | None:
+        """Return the model that a component asks: that of its option `model`, else `default`; None where it asks none."""
+        if not set(component.component.needs) - {"embedder"} and not getattr(component, "asks", False):
+            return None
+        name = getattr(component, "model", None)
+        return self.models.resolve(name) if name else default
 
     def _stage(
         self,
@@ -160,18 +179,20 @@ class Pipeline:
         if damaged:
             names = ", ".join(str(p.relative_to(folder.path)) for p in damaged)
             self.log("note", stage=folder.path.name, text=f"missing or damaged, made again: {names}")
+        if other := environment.others(folder.versions()):
+            text = f"made with {other}, not with what is installed now; --fresh makes everything again"
+            self.log("note", stage=folder.path.name, text=text)
         if not reused:
-            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.path.mkdir(exist_ok=True)
             self._manifest("running", {**entry, "status": "running"})
             info = dict(work(folder) or {})
-            files = info.pop("files", ())
+            made = info.pop("files", ())
             folder.finish(
-                {"kind": kind, "component": component, "config": config, "inputs": list(inputs), **info}, files
+                {"kind": kind, "component": component, "config": config, "inputs": list(inputs), **info}, made
             )
         info = folder.info()
-        self.done.append(
-            {**entry, "status": "done", "reused": reused} | {k: info[k] for k in ("seconds", "cost", "counts", "notes")}
-        )
+        shown = {k: info[k] for k in ("seconds", "cost", "counts", "notes")}
+        self.done.append({**entry, "status": "done", "reused": reused, **shown, "other_versions": other})
         self._manifest("running")
         self.log(
             "stage_done",
@@ -188,18 +209,26 @@ class Pipeline:
     def _drop_stale(self, folder: store.StageFolder) -> None:
         """Remove a folder of the same number whose key is another: its data, model or component has changed since."""
         for other in self.path.glob(f"{self.number:02d}-*"):
-            if other != folder.path:
+            if other != folder.path and STAGE_NAME.fullmatch(other.name):
                 self.log("note", stage=other.name, text="removed: what it was made from has changed since")
-                shutil.rmtree(other)
+                files.remove(other)
 
     def _manifest(self, status: str, running: Mapping[str, Any] | None = None, error: str = "") -> None:
+        self.still_there()
         state = getattr(self, "state", None)
         created = environment.now()
         path = self.path / "manifest.json"
         if path.exists():
             with contextlib.suppress(TamisError, KeyError, TypeError):
-                created = store.read_json(path)["created"]
-        empty: dict[str, Any] = {"reused": False, "seconds": 0.0, "cost": {}, "counts": {}, "notes": {}}
+                created = str(files.read_json(path)["created"])
+        empty: dict[str, Any] = {
+            "reused": False,
+            "seconds": 0.0,
+            "cost": {},
+            "counts": {},
+            "notes": {},
+            "other_versions": "",
+        }
         manifest = {
             "tamis": __version__,
             "created": created,
@@ -214,7 +243,7 @@ class Pipeline:
             "pid": os.getpid(),
             "stages": [*self.done, *([{**empty, **running}] if running else [])],
         }
-        store.write_json(path, manifest)
+        files.write_json(path, manifest)
 
     # One method per stage kind.
 
@@ -236,19 +265,14 @@ class Pipeline:
         state = self.state
         sampler = registry.build("sampler", components, "sample")
         name = sampler.component.name
-        needs = sampler.component.needs
         ref = self.models.resolve(options["model"]) if "model" in options else state.model
         judge = self._next_judge() if getattr(sampler, "needs_judge", False) else None
         prompts = [p for p in state.prompts if p.split == "train"]
 
         def work(folder: store.StageFolder) -> dict[str, Any]:
-            ctx = self._context(ref if needs else None)
-            asked = state.model if judge and judge.component.needs else None
-            ctx.judge = stages.judging(judge, self._context(asked)) if judge else None
-            return stages.sample(folder, sampler, prompts, ctx, self.log)
+            return stages.sample(folder, sampler, prompts, self._asking(sampler, ref, judge), self.log)
 
-        asked = [stages.key_of(judge), self._identity(state.model, judge)] if judge else ""
-        inputs = [self.task_key, digest(self.seed, self._identity(ref, sampler), asked)]
+        inputs = [self.task_key, digest(self.seed, self._identity(sampler, ref, judge))]
         folder = self._stage("sample", name, stages.key_of(sampler), inputs, work)
         found = folder.read(Completion)
         if not state.fresh_pool:
@@ -268,10 +292,10 @@ class Pipeline:
         judge = registry.build("judge", components, "judge")
 
         def work(folder: store.StageFolder) -> None:
-            ctx = self._context(state.model if judge.component.needs else None)
+            ctx = self._asking(judge, state.model)
             stages.judge(folder, judge, self._by_id(), state.completions, ctx, self.log)
 
-        inputs = [*state.inputs, digest(self._identity(state.model, judge))]
+        inputs = [*state.inputs, digest(self._identity(judge, state.model))]
         folder = self._stage("judge", judge.component.name, stages.key_of(judge), inputs, work)
         state.verdicts = state.verdicts + folder.read(Verdict)
         state.inputs = [*state.inputs, folder.key]
@@ -279,18 +303,17 @@ class Pipeline:
     def _select(self, components: dict[str, Any], options: dict[str, Any]) -> None:
         state = self.state
         selector = registry.build("selector", components, "select")
+        judge = registry.build("judge", options["judge"], "select.judge") if "judge" in options else None
 
         def work(folder: store.StageFolder) -> dict[str, Any]:
-            pool = self._pool()
-            pool.embed = self.models.embed if embeds else None
-            return stages.select(folder, selector, pool, self._context(), self.log)
+            pool, ctx = self._pool(), self._asking(selector, state.model, judge)
+            pool.embed = ctx.embed
+            return stages.select(folder, selector, pool, ctx, self.log)
 
-        embeds = "embedder" in selector.component.needs
-        embedder = self.models.resolve(self.recipe.embedder).identity if embeds else ""
-        inputs = [*state.inputs, digest(self.seed, state.base.identity, embedder)]
+        asked = self._identity(selector, state.model, judge)
+        inputs = [*state.inputs, digest(self.seed, state.base.identity, asked)]
         folder = self._stage("select", selector.component.name, stages.key_of(selector), inputs, work)
-        kept = store.read_json(folder.path / "selection.json")
-        state.selection = (kept["completion_ids"], kept["weights"])
+        state.selection = folder.selection()
         state.inputs = [*state.inputs, folder.key]
 
     def _compose(self, components: dict[str, Any], options: dict[str, Any]) -> None:
@@ -298,9 +321,13 @@ class Pipeline:
         composer = registry.build("composer", components, "compose")
 
         def work(folder: store.StageFolder) -> None:
-            stages.compose(folder, composer, self._pool(), self._context(), self.log)
+            pool, ctx = self._pool(), self._asking(composer, state.base)
+            pool.embed = ctx.embed
+            stages.compose(folder, composer, pool, ctx, self.log)
 
-        inputs = [*state.inputs, digest(self.seed, self.models.chat(state.base).template_digest, state.base.identity)]
+        asked = self._identity(composer, state.base)
+        chat = self.models.chat(state.base).template_digest
+        inputs = [*state.inputs, digest(self.seed, chat, state.base.identity, asked)]
         folder = self._stage("compose", composer.component.name, stages.key_of(composer), inputs, work)
         state.examples = folder.read(Example)
         state.inputs, state.fresh_pool = [folder.key], True
@@ -325,13 +352,15 @@ class Pipeline:
         state = self.state
         evaluators = [registry.build("evaluator", {n: c or {}}, "evaluate") for n, c in components.items()]
         judge = registry.build("judge", options["judge"], "evaluate.judge") if "judge" in options else self._any_judge()
-        sides = {"before": state.base} | ({"after": state.model} if state.model != state.base else {})
+        sides = {"before": self.models.comparable(state.base)} | (
+            {"after": state.model} if state.model != state.base else {}
+        )
         metrics = {}
         for side, ref in sides.items():
             metrics[side] = self._measure(side, ref, evaluators, judge)
         self.rows |= {(row["evaluator"], row["name"]): row for row in stages.compare(metrics, self.recipe.seed)}
         rows = list(self.rows.values())
-        store.write_json(self.path / "metrics.json", {"rows": rows})
+        files.write_json(self.path / "metrics.json", {"rows": rows})
         self.log("metrics", rows=rows)
 
     def _measure(self, side: str, ref: ModelRef, evaluators: Sequence[Any], judge: Any) -> list[dict[str, Any]]:
@@ -339,19 +368,18 @@ class Pipeline:
         config = [stages.key_of(e) for e in evaluators] + [stages.key_of(judge)]
 
         def work(folder: store.StageFolder) -> dict[str, Any]:
-            ctx = self._context(ref)
-            ctx.seed = self.recipe.seed
-            asked = self._context(self.state.base if judge.component.needs else None)
-            asked.seed = self.recipe.seed
-            return stages.measure(folder, evaluators, judge, heldout, ctx, asked, self.log)
+            ctx, base = self._context(ref), self.state.base
+            asking = {e.component.name: self._asking(e, base) for e in evaluators if getattr(e, "asks", False)}
+            asked = self._asking(judge, base)
+            for context in (ctx, asked, *asking.values()):
+                context.seed = self.recipe.seed
+            return stages.measure(folder, evaluators, judge, heldout, ctx, asked, asking, self.log)
 
         names = "+".join(e.component.name for e in evaluators)
-        inputs = [
-            self.task_key,
-            digest(self.recipe.seed, *self._identity(ref), *self._identity(self.state.base, judge)),
-        ]
+        asked = [self._identity(e, self.state.base) for e in (judge, *evaluators)]
+        inputs = [self.task_key, digest(self.recipe.seed, self._runs(ref), asked)]
         folder = self._stage(f"evaluate_{side}", names, config, inputs, work)
-        return store.read_json(folder.path / "metrics.json")
+        return files.read_json(folder.path / "metrics.json")
 
     def _pool(self) -> Pool:
         state = self.state
@@ -365,10 +393,18 @@ class Pipeline:
         ids, weights = state.selection
         return pool.take([at[i] for i in ids], np.array(weights) if weights else None)
 
-    def _identity(self, ref: ModelRef, asker: Any = None) -> list[Any]:
-        """Return what of a model decides its answers, for a key: nothing where the component `asker` asks no model."""
-        if asker is not None and not asker.component.needs:
-            return []
+    def _identity(self, component: Any, default: ModelRef, judge: Any = None) -> list[Any]:
+        """Return what decides the answers that a component gets, for a key: of the model it asks, the embedder, its judge."""
+        asked = self._asked(component, default)
+        found = self._runs(asked) if asked else []
+        if "embedder" in component.component.needs:
+            found.append(self.models.resolve(self.recipe.embedder).identity)
+        if judge is not None:
+            found += [stages.key_of(judge), self._identity(judge, self.state.model)]
+        return found
+
+    def _runs(self, ref: ModelRef) -> list[Any]:
+        """Return what of a model decides its answers: its identity and how this machine runs it."""
         return [ref.identity, self.models.engine(ref)]
 
     def _by_id(self) -> dict[str, Prompt]:

@@ -13,11 +13,27 @@ import yaml
 from tamis.errors import ConfigError
 
 _DEEPEST = 40
+_MOST = 100_000
 _LARGEST = 2**63
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may stand only once in a mapping."""
+    """Safe YAML in which a key may stand only once in a mapping, and aliases cannot multiply without end."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _size(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, IndexError, AttributeError, TypeError):
+            shown = repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else "this"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shown} cannot be read as {node.tag}: put text in quotes", node.start_mark
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -31,18 +47,31 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for, aliases written out. Raises ConstructorError where they are too many."""
+    if id(node) not in known:
+        known[id(node)] = _MOST
+        items = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [n for item in items for n in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_size(n, known) for n in inner)
+    if known[id(node)] > _MOST:
+        raise yaml.constructor.ConstructorError(
+            None,
+            None,
+            f"more than {_MOST} values, or nested too deeply (an anchor that holds itself?)",
+            node.start_mark,
+        )
+    return known[id(node)]
+
+
 def parse(text: str, where: str) -> Any:
     """Return YAML text as plain data. Raises ConfigError that says where the text is wrong."""
     try:
         return plain(yaml.load(text, _Loader), where)
     except yaml.YAMLError as error:
-        raise ConfigError(f"is not valid YAML: {error}", where=where) from None
+        raise ConfigError(f"is not valid YAML: {error}", where=where, hint="Mend it there.") from None
     except RecursionError:
-        raise ConfigError("is nested too deeply", where=where) from None
-    except ValueError as error:
-        raise ConfigError(
-            f"holds a value that cannot be read: {error}", where=where, hint="Put it in quotes."
-        ) from None
+        raise ConfigError("is nested too deeply", where=where, hint="Write it flatter.") from None
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:

@@ -17,6 +17,7 @@ import yaml
 from tamis import registry
 from tamis.errors import ConfigError, nearest
 from tamis.hashing import digest
+from tamis.models.engines import EngineName
 from tamis.plain import parse, plain
 
 STAGE_ROOMS = {
@@ -27,7 +28,7 @@ STAGE_ROOMS = {
     "tune": "objective",
     "evaluate": "evaluator",
 }
-STAGE_OPTIONS = {"sample": {"model"}, "evaluate": {"judge"}}
+STAGE_OPTIONS = {"sample": {"model"}, "select": {"judge"}, "evaluate": {"judge"}}
 LAB_TWIN: dict[str, Any] = {"model": "nano-sums", "task": {"modular_sums": {"size": 128, "heldout": 200}}}
 
 _LONGEST_NAME = 48
@@ -35,11 +36,25 @@ _NAME = re.compile(r"\w[\w.+-]*")
 
 
 class Engine(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How models are run: device, dtype and rows per batch. None lets the machine decide."""
+    """How models are run; a name alone stands for its mapping (`engine: vllm`). None lets the engine decide.
 
+    `name`: auto takes vllm where it is installed and has a CUDA device, else transformers (see `models.engines`).
+    """
+
+    name: EngineName = "auto"
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    batch_rows: int = pydantic.Field(64, ge=1)
+    batch_rows: int | None = pydantic.Field(None, ge=1)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, engine: Any) -> Any:
+        return {"name": engine} if isinstance(engine, str) else engine
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a model is made with: what is given, so that the rest is the engine's own default."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
 class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -139,10 +154,10 @@ def _resolve(source: str | Path | Mapping[str, Any], chain: tuple[str, ...] = ()
         return raw
     if not isinstance(parent, str):
         raise ConfigError(
-            f"'extends' takes one name or file, not {parent!r}", where=where, hint="Example: extends: rft"
+            f"'extends' takes one name or file, not {parent!r:.80}", where=where, hint="Example: extends: rft"
         )
     if "/" in parent or parent.endswith((".yaml", ".yml")):
-        parent = str(Path(where).parent / Path(parent).expanduser())
+        parent = str(Path(where).parent / _home(parent, where))
     base = _resolve(parent, (*chain, where))
     changes = raw.pop("set", None)
     base.update(raw)
@@ -174,6 +189,13 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return {"name": slug(path.stem), **raw}, where
 
 
+def _home(path: str, where: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"extends '{path}': {error}", where=where, hint="Write the whole path.") from None
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -192,8 +214,8 @@ def _file_text(path: Path) -> str:
         raise ConfigError(
             f"is not UTF-8 text (byte {error.start})", where=str(path), hint="Save it as UTF-8."
         ) from None
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path)) from None
 
 
 def slug(text: str) -> str:
@@ -204,7 +226,7 @@ def slug(text: str) -> str:
 def _lab_twin(raw: dict[str, Any]) -> dict[str, Any]:
     own = raw.get("lab") or {}
     if not isinstance(own, Mapping):
-        raise ConfigError(f"lab must be a mapping, not {own!r}", where=str(raw.get("name", "recipe")))
+        raise ConfigError(f"lab must be a mapping, not {own!r:.80}", where=str(raw.get("name", "recipe")))
     twin = {**copy.deepcopy(LAB_TWIN), **own}
     changes = twin.pop("set", None)
     name = raw.get("name")
@@ -214,7 +236,7 @@ def _lab_twin(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _with_changes(raw: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
     if not isinstance(changes, Mapping | None):
-        raise ConfigError(f"must map paths to values, not {changes!r}", where=where, hint="Example: set: {seed: 3}")
+        raise ConfigError(f"must map paths to values, not {changes!r:.80}", where=where, hint="Example: set: {seed: 3}")
     for path, value in (changes or {}).items():
         _set(raw, path.split("."), copy.deepcopy(value), f"{where}: {path}")
     return raw
@@ -239,6 +261,8 @@ def _set(raw: dict[str, Any], path: Sequence[str], value: Any, where: str) -> No
         raise ConfigError(f"unknown field '{path[0]}'", where=where, hint=nearest(path[0], Recipe.model_fields))
     if path[0] == "lab":
         raise ConfigError("the lab twin is settled already", where=where, hint="Set the field itself, without 'lab.'.")
+    if len(path) > 1 and path[0] == "engine" and isinstance(raw.get("engine"), str):
+        raw["engine"] = {"name": raw["engine"]}
     node: Any = raw
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
@@ -247,7 +271,7 @@ def _set(raw: dict[str, Any], path: Sequence[str], value: Any, where: str) -> No
                 raise ConfigError(f"'{path[depth - 1]}' is a list and is set as a whole", where=where)
             node, part = _stage(node, part, where), _kind(part)[0]
         elif not isinstance(node, dict):
-            raise ConfigError(f"'{path[depth - 1]}' has no field '{part}' (it is {node!r})", where=where)
+            raise ConfigError(f"'{path[depth - 1]}' has no field '{part}' (it is {node!r:.80})", where=where)
         if last:
             node[part] = value
             return
@@ -257,7 +281,7 @@ def _set(raw: dict[str, Any], path: Sequence[str], value: Any, where: str) -> No
 
 
 def _kind(part: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", part)
+    match = re.fullmatch(r"(\w+)(?:\[(\d{1,9})\])?", part)
     return (match[1], int(match[2] or 0)) if match else (part, 0)
 
 
@@ -288,7 +312,7 @@ def check(raw: Mapping[str, Any]) -> Recipe:
 def split_stage(stage: Mapping[str, Any], where: str = "stage") -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Return kind, components and stage options of a stage. Raises ConfigError when it is not of that form."""
     if not isinstance(stage, Mapping) or len(stage) != 1:
-        raise ConfigError(f"a stage is one kind with its component, found {stage!r}", where=where)
+        raise ConfigError(f"a stage is one kind with its component, found {stage!r:.80}", where=where)
     ((kind, body),) = stage.items()
     if kind not in STAGE_ROOMS:
         raise ConfigError(f"unknown stage '{kind}'", where=where, hint=nearest(str(kind), STAGE_ROOMS))
@@ -317,9 +341,13 @@ def check_stage(stage: Mapping[str, Any], where: str) -> None:
     for name, config in components.items():
         registry.build(STAGE_ROOMS[kind], {name: config}, at)
     if not isinstance(options.get("model", ""), str) or options.get("model") == "":
-        raise ConfigError(f"model is the name of a model, not {options['model']!r}", where=at)
+        raise ConfigError(f"model is the name of a model, not {options['model']!r:.80}", where=at)
     if "judge" in options:
         registry.build("judge", options["judge"], f"{at}.judge")
+    elif kind == "select" and any(getattr(registry.get("selector", n).cls, "needs_judge", False) for n in components):
+        raise ConfigError(
+            "this selector asks a judge", where=at, hint="Add one beside it, e.g. judge: {prefer: {model: NAME}}."
+        )
 
 
 def tune_parts(body: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:

@@ -6,9 +6,10 @@ and resumed run stores the same bytes as an unbroken one.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
@@ -69,7 +70,7 @@ class Cost:
     seconds: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+        return Cost(*[getattr(self, name) + getattr(other, name) for name in _names(Cost)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +97,31 @@ class Record:
 
     def _set_id(self) -> None:
         if not self.id:  # type: ignore[attr-defined]
-            content = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.not_in_id}  # type: ignore[arg-type]
+            content = {name: getattr(self, name) for name in _names(type(self)) if name not in self.not_in_id}
             object.__setattr__(self, "id", digest(type(self).__name__, content))
 
     def to_row(self) -> dict[str, Any]:
         """Return the record as a plain dictionary that fits `schema` (mappings become JSON text)."""
-        return {f.name: _encode(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        return {name: _encode(getattr(self, name)) for name in _names(type(self))}
+
+
+_names: Callable[[Any], tuple[str, ...]] = cache(lambda kind: tuple(f.name for f in fields(kind)))
 
 
 R = TypeVar("R", bound=Record)
 
 
+_AS_IS = frozenset({str, int, float, bool, type(None)})
+
+
 def _encode(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return canonical(dict(value))
-    if isinstance(value, Message | Turn | Cost | Law | Target):
-        return {f.name: _encode(getattr(value, f.name)) for f in fields(value)}
+    if type(value) in _AS_IS:
+        return value
+    if isinstance(value, _STRUCTS):
+        return {name: _encode(getattr(value, name)) for name in _names(type(value))}
     if isinstance(value, tuple):
-        return list(value) if not value or isinstance(value[0], int | float | str) else [_encode(v) for v in value]
-    return value
+        return list(value) if not value or type(value[0]) in _AS_IS else [_encode(v) for v in value]
+    return canonical(dict(value)) if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +170,8 @@ class Completion(Record):
     `token_ids` are the sampled tokens, the end token included where it was sampled. `logprobs` are their log-probabilities
     under the law that was sampled from, `raw_logprobs` under the model itself (temperature 1, no truncation); both natural
     logarithms, both empty where the model does not give them. `finish_reason` is "stop" (the model ended or a stop string
-    was met), "length" (cut at `max_new_tokens`) or "error". `index` is the candidate number within the prompt.
+    was met), "length" (cut at `max_new_tokens`) or "error". `index` is the candidate number within the prompt. `asked` are the
+    messages that the model saw where they are not the prompt's own; `metadata` is plain data that a sampler tells of it.
     """
 
     prompt_id: str
@@ -178,6 +186,8 @@ class Completion(Record):
     sampler: str = ""
     law: Law = Law()
     seed: int = 0
+    asked: tuple[Message, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     cost: Cost = Cost()
     id: str = ""
 
@@ -196,6 +206,8 @@ class Completion(Record):
             ("sampler", pa.string()),
             ("law", LAW),
             ("seed", pa.int64()),
+            ("asked", pa.list_(MESSAGE)),
+            ("metadata", pa.string()),
             ("cost", COST),
             ("id", pa.string()),
         ]
@@ -263,6 +275,9 @@ class Target:
     weights: tuple[float, ...] = ()
 
 
+_STRUCTS = (Message, Turn, Cost, Law, Target)
+
+
 @dataclass(frozen=True, slots=True)
 class Example(Record):
     """What is trained on. `kind` tells which fields are used.
@@ -319,32 +334,30 @@ def to_table(records: Sequence[R], kind: type[R]) -> pa.Table:
 def from_table(table: pa.Table, kind: type[R]) -> list[R]:
     """Return the records held by an Arrow table made by `to_table`."""
     hints = get_type_hints(kind)
-    columns = {f.name: [_decode(v, hints[f.name]) for v in table.column(f.name).to_pylist()] for f in fields(kind)}  # type: ignore[arg-type]
-    names = list(columns)
-    return [kind(**dict(zip(names, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    columns = []
+    for name in _names(kind):
+        make, values = _maker(hints[name]), table.column(name).to_pylist()
+        columns.append(values if make is None else [None if value is None else make(value) for value in values])
+    return [kind(*row) for row in zip(*columns, strict=True)]
 
 
-_STRUCTS: dict[str, type] = {}
+@cache
+def _maker(hint: Any) -> Callable[[Any], Any] | None:
+    """Return what makes a value of type `hint` from what Arrow holds; None where that is the value already."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Mapping:
+        return json.loads
+    if is_dataclass(hint):
+        struct: Any = hint
+        makers = {name: _maker(inner) for name, inner in get_type_hints(hint).items() if name in _names(hint)}
+        return lambda row: struct(
+            **{n: row[n] if m is None or row[n] is None else m(row[n]) for n, m in makers.items()}
+        )
+    if origin is tuple:
+        make = _maker(arguments[0])
+        return tuple if make is None else lambda row: tuple(map(make, row))
+    return _maker(arguments[0]) if type(None) in arguments else None
 
-
-def _decode(value: Any, hint: Any) -> Any:
-    if value is None:
-        return None
-    text = str(hint)
-    if "Mapping" in text:
-        return json.loads(value)
-    if isinstance(value, dict):
-        cls = next(c for name, c in _STRUCTS.items() if name in text)
-        inner = get_type_hints(cls)
-        return cls(**{k: _decode(v, inner[k]) for k, v in value.items()})
-    if isinstance(value, list):
-        if value and isinstance(value[0], dict | list):
-            return tuple(_decode(v, hint) for v in value)
-        return tuple(value)
-    return value
-
-
-_STRUCTS.update({"Message": Message, "Turn": Turn, "Cost": Cost, "Law": Law, "Target": Target})
 
 RECORD_KINDS: dict[str, type[Record]] = {
     "prompts": Prompt,

@@ -97,7 +97,9 @@ def construct(
     true and false are refused where a number or text is meant; pydantic would take them for 1 and 0.
     """
     if options is not None and not isinstance(options, Mapping):
-        raise ConfigError(f"{what}s must be a mapping, not {options!r}", where=where, hint=f"Known: {sorted(fields)}")
+        raise ConfigError(
+            f"{what}s must be a mapping, not {options!r:.80}", where=where, hint=f"Known: {sorted(fields)}"
+        )
     for name, value in (options or {}).items():
         if name not in fields:
             hint = nearest(str(name), fields) if fields else "It has no options."
@@ -242,7 +244,7 @@ def build(room: str, spec: Mapping[str, Any] | str, where: str = "") -> Any:
         spec = {spec: None}
     if not isinstance(spec, Mapping) or len(spec) != 1 or not all(isinstance(name, str) for name in spec):
         raise ConfigError(
-            f"expected one {room} as `name` or `{{name: {{option: value}}}}`, found {spec!r}", where=where or None
+            f"expected one {room} as `name` or `{{name: {{option: value}}}}`, found {spec!r:.80}", where=where or None
         )
     ((name, config),) = spec.items()
     return get(room, name, where).build(config, f"{where}.{name}" if where else f"{room} '{name}'")

@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
-from tamis.errors import StoreError
+from tamis.errors import StoreError, nearest
+from tamis.files import read_json
 from tamis.records import Completion, Example, Prompt, Verdict
-from tamis.store import StageFolder, read_json
+from tamis.store import AGAIN, StageFolder
 
 
 class Run:
@@ -36,12 +37,20 @@ class Run:
     @property
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe."""
-        return yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        path = self.path / "recipe.yaml"
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise StoreError(f"cannot be read: {error}", where=str(path), hint=AGAIN) from error
+        return _expect(isinstance(found, dict) and isinstance(found.get("model"), str), found, path)
 
     @property
     def manifest(self) -> dict[str, Any]:
         """Versions, machine, model identity, seed, and the stages with keys, status, counts and costs."""
-        return read_json(self.path / "manifest.json")
+        path = self.path / "manifest.json"
+        found = read_json(path)
+        stages = found.get("stages") if isinstance(found, dict) else None
+        return _expect(isinstance(stages, list) and "status" in found and all(map(_is_stage, stages)), found, path)
 
     def stages(self, *kinds: str) -> list[StageFolder]:
         """Return the stage folders of these kinds (all without kinds), in run order."""
@@ -68,7 +77,7 @@ class Run:
         found = self.stages("select")
         if not found:
             return None
-        return [i for s in found if s.done for i in read_json(s.path / "selection.json")["completion_ids"]]
+        return [i for s in found if s.done for i in s.selection()[0]]
 
     @property
     def examples(self) -> list[Example]:
@@ -79,16 +88,15 @@ class Run:
         """Return the training curve, one row a step, all tune stages one after the other."""
         rows = []
         for stage in self.stages("tune"):
-            path = stage.path / "curve.jsonl"
-            if path.exists():
-                rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            rows += _lines(stage.path / "curve.jsonl")
         return rows
 
     @property
     def metrics(self) -> dict[str, Any]:
         """Before and after with intervals and paired differences: `{"rows": [...]}`, empty before evaluation."""
         path = self.path / "metrics.json"
-        return read_json(path) if path.exists() else {"rows": []}
+        found = read_json(path) if path.exists() else {"rows": []}
+        return _expect(isinstance(found, dict) and isinstance(found.get("rows"), list), found, path)
 
     @property
     def model(self) -> Path | None:
@@ -107,14 +115,35 @@ class Run:
         """Return what was left out: record, reason and stage."""
         rows = []
         for stage in self.stages():
-            path = stage.path / "rejected.jsonl"
-            if path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines()
-                rows += [{**json.loads(line), "stage": stage.path.name} for line in lines]
+            rows += [{**row, "stage": stage.path.name} for row in _lines(stage.path / "rejected.jsonl")]
         return rows
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, status={self.manifest['status']!r})"
+
+
+def _expect(holds: bool, found: Any, path: Path) -> Any:
+    """Return what was found in a file. Raises StoreError where it is not what a run writes there."""
+    if not holds:
+        raise StoreError("does not hold what a run writes there", where=str(path), hint=AGAIN)
+    return found
+
+
+def _is_stage(entry: Any) -> bool:
+    texts = ("folder", "kind", "key", "status")
+    return isinstance(entry, dict) and all(isinstance(entry.get(t), str) for t in texts) and "/" not in entry["folder"]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a file of JSON lines; none where it is not there. Raises StoreError for a wrong one."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        try:
+            rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise StoreError(f"is not JSON lines: {error}", where=str(path), hint=AGAIN) from error
+    return _expect(all(isinstance(row, dict) for row in rows), rows, path)
 
 
 def find(name: str, runs_dir: Path) -> Run:
@@ -131,8 +160,6 @@ def find(name: str, runs_dir: Path) -> Run:
         raise StoreError(
             f"'{name}' fits several runs", where=str(runs_dir), hint=f"One of: {[m.name for m in matches]}"
         )
-    from tamis.errors import nearest
-
     raise StoreError(
         f"there is no run '{name}'",
         where=str(runs_dir),

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from tamis import hashing, registry, store
+from tamis import files, hashing, registry
 from tamis.context import Context, Judge
 from tamis.errors import ConfigError, DataError, ModelError
 from tamis.metrics import Draw, View
 from tamis.models.base import ModelRef
 from tamis.pool import Pool
-from tamis.records import Completion, Cost, Example, Prompt, Verdict, total_cost
+from tamis.records import Completion, Cost, Example, Prompt, Record, Verdict, total_cost
 from tamis.store import StageFolder, Unit
 
 ROWS_PER_UNIT = 256
@@ -82,7 +82,10 @@ class Meter:
 
 
 def load_prompts(folder: StageFolder, task: Any, ctx: Context, log: Log) -> None:
-    """Write a task's prompts in units; the task's drops go with the unit they fell in."""
+    """Write a task's prompts in units; the task's drops go with the unit they fell in.
+
+    The task is read from its start, also after a kill, and what is finished is left as it is.
+    """
     meter = Meter(log, folder.path.name, 0, "prompts")
     seen = 0
     for index, part in enumerate(chunks(task.prompts(ctx), RECORDS_PER_UNIT)):
@@ -91,7 +94,8 @@ def load_prompts(folder: StageFolder, task: Any, ctx: Context, log: Log) -> None
         ctx.dropped.clear()
         for split in ("train", "heldout"):
             counts[f"{split} prompts"] += sum(p.split == split for p in part)
-        folder.write_unit("prompts", index, Unit({"prompts": part}, total_cost(part), counts, dropped), 0.0)
+        if not folder.unit_done("prompts", index):
+            folder.write_unit("prompts", index, Unit({"prompts": part}, total_cost(part), counts, dropped), 0.0)
         seen += len(part)
         meter.add(len(part))
     if not seen:
@@ -115,21 +119,23 @@ def check_split(prompts: Sequence[Prompt], kinds: Sequence[str]) -> None:
 
 def sample(folder: StageFolder, sampler: Any, prompts: Sequence[Prompt], ctx: Context, log: Log) -> dict[str, Any]:
     """Draw completions in units of prompts; a sampler with a barrier probes all prompts first."""
-    probes: list[Completion] = []
     if hasattr(sampler, "gather"):
-        probes = _draw(folder, "probe", sampler.probe, sampler, prompts, ctx, log) if hasattr(sampler, "probe") else []
+        if hasattr(sampler, "probe"):
+            _draw(folder, "probe", sampler.probe, sampler, prompts, ctx, log)
+        probes = folder.read(Completion, "probe")
         verdicts = ctx.judge({p.id: p for p in prompts}, probes) if ctx.judge and probes else []
         ctx.shared = {**sampler.gather(prompts, probes, verdicts), "probes": probes}
-    completions = probes + _draw(folder, "sample", sampler.sample, sampler, prompts, ctx, log)
-    reasons = Counter(c.finish_reason for c in completions)
-    if completions and reasons["error"] == len(completions):
+    _draw(folder, "sample", sampler.sample, sampler, prompts, ctx, log)
+    ends = folder.tables(Completion, columns=["finish_reason"])
+    reasons = Counter(reason for table in ends for reason in table["finish_reason"].to_pylist())
+    if reasons and reasons["error"] == reasons.total():
         raise ModelError("every completion failed", hint="See rejected.jsonl and log.jsonl in the stage's folder.")
     return {"notes": {"finish_reasons": {reason: n for reason, n in reasons.items() if n}}}
 
 
 def _draw(
     folder: StageFolder, group: str, draw: Any, sampler: Any, prompts: Sequence[Prompt], ctx: Context, log: Log
-) -> list[Completion]:
+) -> None:
     size = max(1, ROWS_PER_UNIT // max(1, int(getattr(sampler, "n", 0) or getattr(sampler, "k", 0) or 1)))
     meter = Meter(log, folder.path.name, len(prompts), "prompts")
     for index, part in enumerate(chunks(prompts, size)):
@@ -148,7 +154,6 @@ def _draw(
         ctx.counts.clear()
         ctx.dropped.clear()
         folder.write_unit(group, index, unit, time.monotonic() - started)
-    return folder.read(Completion, group)
 
 
 def _failures(completions: Sequence[Completion], model: Any) -> list[dict[str, Any]]:
@@ -168,6 +173,14 @@ def judging(judge: Any, ctx: Context) -> Judge:
         return list(judge.judge(prompts, completions, ctx))
 
     return ask
+
+
+def give_judge(ctx: Context, judge: Any, asking: Context) -> None:
+    """Let a component ask `judge`, which itself asks with `asking`; both count and drop into the same place."""
+    asking.counts, asking.dropped = ctx.counts, ctx.dropped
+    ctx.judge = judging(judge, asking)
+    if hasattr(judge, "compare"):
+        ctx.compare = lambda pairs: judge.compare(pairs, asking)
 
 
 def judge(
@@ -210,18 +223,31 @@ def _whole_prompts(completions: Sequence[Completion], size: int) -> Iterator[lis
 def select(folder: StageFolder, selector: Any, pool: Pool, ctx: Context, log: Log) -> dict[str, Any]:
     """Run a selector over the whole pool and write what it kept."""
     started = time.monotonic()
+    verdicts: list[Verdict] = []
+    if ctx.compare is not None:
+        ctx.compare = _kept(ctx.compare, verdicts)
     selection = selector.select(pool, ctx)
     indices = [int(i) for i in selection.indices]
     weights = [] if selection.weights is None else [float(w) for w in selection.weights]
     chosen = {"completion_ids": [pool.completions[i].id for i in indices], "weights": weights}
-    store.write_json(folder.path / "selection.json", chosen)
+    files.write_json(folder.path / "selection.json", chosen)
     ctx.counts["candidates"] += len(pool)
     ctx.counts["selected"] += len(indices)
-    unit = Unit({}, Cost(), ctx.counts, ctx.dropped, dict(selection.notes))
+    records: dict[str, Sequence[Record]] = {"verdicts": verdicts} if verdicts else {}
+    unit = Unit(records, total_cost(verdicts), ctx.counts, ctx.dropped, dict(selection.notes))
     folder.write_unit("select", 0, unit, time.monotonic() - started)
     if selection.reason:
         log("note", stage=folder.path.name, text=selection.reason)
     return {"files": [folder.path / "selection.json"], "reason": selection.reason}
+
+
+def _kept(compare: Callable[..., list[Verdict]], kept: list[Verdict]) -> Callable[..., list[Verdict]]:
+    def ask(pairs: Sequence[Any]) -> list[Verdict]:
+        found = compare(pairs)
+        kept.extend(found)
+        return found
+
+    return ask
 
 
 def compose(folder: StageFolder, composer: Any, pool: Pool, ctx: Context, log: Log) -> None:
@@ -232,7 +258,8 @@ def compose(folder: StageFolder, composer: Any, pool: Pool, ctx: Context, log: L
         unit.counts["examples"] += len(part)
         ctx.counts.clear()
         ctx.dropped.clear()
-        folder.write_unit("compose", index, unit, time.monotonic() - started)
+        if not folder.unit_done("compose", index):
+            folder.write_unit("compose", index, unit, time.monotonic() - started)
         started, total = time.monotonic(), total + len(part)
     if ctx.counts or ctx.dropped or not total:
         folder.write_unit("compose-rest", 0, Unit({"examples": []}, Cost(), ctx.counts, ctx.dropped), 0.0)
@@ -286,6 +313,7 @@ def tune(
         tokens = event["trained_tokens"]
 
     result = train(start, examples, objective, adapter, config, seed=seed, folder=folder.path, on_event=listen)
+    files.remove(folder.path / "checkpoints")  # a kill may have come between the model and this
     cost = Cost(trained_tokens=result.fit.trained_tokens)
     unit = Unit({}, cost, dropped=[{"record": r.example_id, "reason": r.reason} for r in result.fit.refused])
     unit.counts["trained examples"] = len(examples) - len(unit.dropped)
@@ -293,10 +321,9 @@ def tune(
     for row in unit.dropped:
         unit.counts[f"dropped: {row['reason']}"] += 1
     folder.write_unit("tune", 0, unit, time.monotonic() - started)
-    model = folder.path / "model"
-    files = [p for p in sorted(model.rglob("*")) if p.is_file()] + [folder.path / "curve.jsonl"]
+    made = [p for p in sorted((folder.path / "model").rglob("*")) if p.is_file()] + [folder.path / "curve.jsonl"]
     whole = result.model.adapter is None
-    return {"files": files, "identity": result.model.identity, "whole": whole, "smoke": result.smoke}
+    return {"files": made, "identity": result.model.identity, "whole": whole, "smoke": result.smoke}
 
 
 def measure(
@@ -306,27 +333,33 @@ def measure(
     heldout: Sequence[Prompt],
     ctx: Context,
     judge_ctx: Context,
+    asking: Mapping[str, Context],
     log: Log,
 ) -> dict[str, Any]:
     """Sample what the evaluators ask for from the held-out prompts, judge it, and write their figures.
 
-    `ctx` holds the model that is measured, `judge_ctx` the one that the judge may ask: the same before and after tuning.
+    `ctx` holds the model that is measured; `judge_ctx` the one that the judge may ask and `asking`, by evaluator, those that
+    evaluators may ask: the same before and after tuning.
     """
     if not heldout:
         raise DataError("there is no held-out prompt to evaluate on", hint="Raise the task's `heldout`.")
     by_id = {p.id: p for p in heldout}
     pools: dict[Draw, Pool] = {}
     for number, draw in enumerate(dict.fromkeys(d for e in evaluators for d in e.draws())):
-        drawn = _draw(folder, f"draw{number}", _drawing(draw), draw, heldout, ctx, log)
+        _draw(folder, f"draw{number}", _drawing(draw), draw, heldout, ctx, log)
+        drawn = folder.read(Completion, f"draw{number}")
         judge(folder, judging_with, by_id, drawn, judge_ctx, log, group=f"draw{number}j")
         pools[draw] = Pool(by_id, drawn, folder.read(Verdict, f"draw{number}j"))
-    view = View(list(heldout), pools, ctx.model)
-    rows = [
-        {"evaluator": e.component.name, **asdict(m), "per_item": dict(m.per_item), "notes": dict(m.notes)}
-        for e in evaluators
-        for m in e.measure(view)
-    ]
-    store.write_json(folder.path / "metrics.json", rows)
+    rows = []
+    for number, evaluator in enumerate(evaluators):
+        name, started = evaluator.component.name, time.monotonic()
+        own = asking.get(name, Context(seed=ctx.seed))
+        for m in evaluator.measure(View(list(heldout), pools, ctx.model, own)):
+            rows.append({"evaluator": name, **asdict(m), "per_item": dict(m.per_item), "notes": dict(m.notes)})
+        if own.counts or own.dropped:
+            unit = Unit({}, Cost(), own.counts, own.dropped)
+            folder.write_unit("measure", number, unit, time.monotonic() - started)
+    files.write_json(folder.path / "metrics.json", rows)
     return {"files": [folder.path / "metrics.json"]}
 
 

@@ -12,6 +12,7 @@ from tamis.asking import Question, ask, label_probabilities, read_json, read_lab
 from tamis.asking.templates import names
 from tamis.context import Context
 from tamis.errors import ConfigError, StoreError
+from tamis.models.base import LabelLogprobs
 from tamis.records import Completion, Cost, Message, Turn
 from tamis.replies import Replies
 
@@ -111,7 +112,9 @@ def test_two_handles_on_one_file(tmp_path):
 def test_label_probabilities_are_exact_where_the_model_gives_them_else_shares():
     class Exact(Talker):
         def label_logprobs(self, prompts, labels):
-            return np.log([[0.06, 0.02], [0.5, np.nan]])
+            given = np.array([[0.06, 0.02], [0.5, 0.0]])
+            with np.errstate(divide="ignore"):
+                return LabelLogprobs(np.log(given), given > 0)
 
     two = [(Message("user", "a"),), (Message("user", "b"),)]
     exact = label_probabilities(Context(model=Exact(None)), two, ("yes", "no"))
@@ -164,6 +167,7 @@ def test_any_object_is_read_back_from_among_words(value):
         ("[yes] or [no]", None),
         ("yes and no", None),
         ("not", None),
+        ("Yes: yes\nNo: no", None),
         ("", None),
     ],
 )

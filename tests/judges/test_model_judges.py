@@ -12,6 +12,7 @@ from tamis.context import Context
 from tamis.errors import ConfigError
 from tamis.judges.pairs import TIES, Pair, PairJudge, merged, pairs_of
 from tamis.lab.judges import BiasedJudge, TwoLabelJudge
+from tamis.models.base import LabelLogprobs
 from tamis.records import Completion, Cost, Message, Prompt, Turn, Verdict
 from tamis.registry import build
 
@@ -78,7 +79,7 @@ def test_points_are_averaged_over_the_replies_that_can_be_read():
 def test_labels_come_with_probabilities():
     class Exact(Oracle):
         def label_logprobs(self, prompts, labels):
-            return np.log([[0.2, 0.1]] * len(prompts))
+            return LabelLogprobs(np.log([[0.2, 0.1]] * len(prompts)), np.ones((len(prompts), 2), dtype=bool))
 
     (exact,) = build("judge", "label").judge(BY_ID, answers("2"), Context(model=Exact(None)))
     assert (exact.label, exact.score, exact.probability) == ("yes", pytest.approx(2 / 3), pytest.approx(2 / 3))

@@ -1,109 +1,29 @@
 """The endpoint client against a real local HTTP server."""
 
 import asyncio
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.models.hostile_server import Reply, Server, chat, cut, echo, refusal, reply
 
 from tamis.errors import ModelError
 from tamis.hashing import derive_seed
 from tamis.models import endpoint as module
 from tamis.models import load, resolve
 from tamis.models.base import TextModel
+from tamis.models.endpoint import traffic
 from tamis.records import Completion, Law, Message, Prompt, from_table, to_table
 
 KEY = "sk-very-secret-4711"
-Reply = tuple[int, dict[str, str], bytes]
-
-
-def reply(body: Any, status: int = 200, **headers: str) -> Reply:
-    return status, headers, body if isinstance(body, bytes) else json.dumps(body).encode()
-
-
-def chat(text: str | None, finish: str = "stop", **more: Any) -> Reply:
-    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish, **more}
-    return reply({"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}})
-
-
-def refusal(status: int, message: str, **headers: str) -> Reply:
-    return reply({"error": {"message": message}}, status, **headers)
-
-
-class Server:
-    """A chat server whose answer to each request is decided by `answer(request, how many times it was asked)`."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[dict[str, Any], int], Reply] = lambda request, tries: chat(echo(request))
-        self.models: Any = {"data": [{"id": "m", "owned_by": "me", "created": time.time()}]}
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.in_flight = self.most_in_flight = 0
-        self.lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send(reply(server.models))
-
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                with server.lock:
-                    server.requests.append(request)
-                    server.keys.append(self.headers.get("authorization"))
-                    same = sum(r["messages"] == request["messages"] for r in server.requests)
-                    server.in_flight += 1
-                    server.most_in_flight = max(server.most_in_flight, server.in_flight)
-                try:
-                    self.send(server.answer(request, same))
-                finally:
-                    with server.lock:
-                        server.in_flight -= 1
-
-            def send(self, answer: Reply) -> None:
-                status, headers, body = answer
-                if status == 0:
-                    self.connection.close()
-                    return
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name.replace("_", "-"), value)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        class Quiet(ThreadingHTTPServer):
-            request_queue_size = 64
-
-            def handle_error(self, *_: Any) -> None:
-                pass
-
-        self.http = Quiet(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,))
-        self.thread.start()
-        self.base = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
-
-
-def echo(request: dict[str, Any]) -> str:
-    return f"{request['messages'][-1]['content']}|{request.get('seed')}"
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("TAMIS_API_KEY", KEY)
-    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(traffic, "FIRST_WAIT", 0.01)
     made = Server()
     yield made
     made.close()
@@ -176,7 +96,7 @@ def test_retry_after_is_obeyed(server: Server) -> None:
     assert 0.4 <= time.monotonic() - started < 3
 
 
-@pytest.mark.parametrize("first", [refusal(500, "oops"), refusal(503, "busy"), reply(b"{not json"), (0, {}, b"")])
+@pytest.mark.parametrize("first", [refusal(500, "oops"), refusal(503, "busy"), reply(b"{not json"), cut])
 def test_what_passes_is_asked_again(server: Server, first: Reply) -> None:
     server.answer = lambda request, tries: first if tries == 1 else chat("ok")
     model = model_of(server)
@@ -191,7 +111,7 @@ def test_what_passes_is_asked_again(server: Server, first: Reply) -> None:
         (refusal(500, "out of cheese"), "out of cheese", 3),
         (reply(b"<html>"), "not a chat completion", 3),
         (reply({"choices": []}), "not a chat completion", 3),
-        ((0, {}, b""), "connection was cut", 3),
+        (cut, "connection was cut", 3),
         (refusal(400, "prompt is too long for the context"), "too long", 1),
         (chat(None, "content_filter"), "no text", 1),
     ],

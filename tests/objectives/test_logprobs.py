@@ -1,11 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tamis.adapters.lora import LoRA
-from tamis.objectives.core import batch_logprobs, hidden_logprobs, split_model, token_logprobs
+from tamis.objectives.core import CHUNK_ELEMENTS, batch_logprobs, hidden_logprobs, split_model, token_logprobs
 from tamis.objectives.sft import SFT
 from tamis.records import Example, Target
 from tamis.training.batches import Row, collate
@@ -91,7 +93,7 @@ def test_chunked_equals_naive_with_gradients(chunk, share, seed):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_chunks_never_hold_all_logits():
+def test_chunks_of_a_head_that_trains_are_made_again():
     sizes = []
 
     def head(states):
@@ -107,6 +109,70 @@ def test_chunks_never_hold_all_logits():
     assert sum(sizes) == 98
     found.sum().backward()
     assert sum(sizes) == 2 * 98, "logits are made again in the backward pass, not kept"
+
+
+@settings(max_examples=25, deadline=None)
+@given(chunk=st.integers(1, 400), share=st.floats(0, 1), bias=st.booleans(), seed=st.integers(0, 999))
+def test_a_frozen_head_makes_its_logits_once_and_gives_the_same_gradient(chunk, share, bias, seed):
+    generator = torch.Generator().manual_seed(seed)
+    head = torch.nn.Linear(5, 13, bias=bias).requires_grad_(False)
+    for parameter in head.parameters():
+        parameter.normal_(generator=generator)
+    hidden = torch.randn(3, 8, 5, generator=generator).mul(3)
+    ids = torch.randint(0, 13, (3, 8), generator=generator)
+    wanted = torch.rand(3, 8, generator=generator) <= share
+    wanted[:, 0] = False
+    up = torch.randn(3, 8, generator=generator)
+    made = []
+    head.register_forward_hook(lambda module, given, out: made.append(out.shape[0]))
+
+    def gradient(logprobs):
+        h = hidden.clone().requires_grad_()
+        value = logprobs(h)
+        (value.exp() * up).sum().backward()
+        return value.detach(), h.grad
+
+    found = gradient(lambda h: hidden_logprobs(h, head, ids, wanted, vocabulary=13, chunk_elements=chunk))
+    assert sum(made) == wanted.sum()
+    assert max(made, default=0) <= max(1, chunk // 13)
+    expected = gradient(lambda h: token_logprobs(head(h), ids).where(wanted, torch.zeros(())))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """The largest floating-point tensor that any operator makes, in elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        made = operator(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_no_tensor_has_the_size_of_all_logits(lora):
+    """In both passes, with a frozen and a trained head, no operator makes more than a chunk of the vocabulary's logits."""
+    vocabulary, length = 40_000, 500
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, **shape)).train()
+    model = LoRA(r=2).attach(model, 0) if lora else model
+    ids = np.arange(length, dtype=np.int32)
+    weights = np.ones(length, dtype=np.float32)
+    weights[0] = 0
+    batch = collate([Row(Example("sft", "p", Target(())), ids, weights)], packed=False)
+    split_model(model)
+    with Largest() as largest:
+        loss, _ = SFT().loss(model, batch)
+        loss.backward()
+    assert length * vocabulary > CHUNK_ELEMENTS
+    assert CHUNK_ELEMENTS - vocabulary < largest.elements <= CHUNK_ELEMENTS
 
 
 @pytest.mark.parametrize("packed", [False, True])

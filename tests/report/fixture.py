@@ -7,10 +7,11 @@ from typing import Any
 import yaml
 
 from tamis.evaluators.stats import paired, wilson
+from tamis.files import write_atomic, write_json
 from tamis.hashing import digest, rng
 from tamis.records import Completion, Cost, Example, Law, Message, Prompt, Record, Target, Turn, Verdict
 from tamis.runs import Run
-from tamis.store import StageFolder, Unit, write_atomic, write_json
+from tamis.store import StageFolder, Unit
 
 SAMPLED = Law(temperature=0.9, max_new_tokens=48)
 GREEDY = Law(temperature=0.0, max_new_tokens=48)
@@ -223,6 +224,7 @@ def _stage(
 
     key = digest(kind, number)
     stage = StageFolder(folder / f"{number:02d}-{kind}-{key[:12]}", key)
+    stage.path.mkdir(parents=True, exist_ok=True)
     cost = Cost(trained_tokens=48_000) if kind == "tune" else Cost()
     for record in (r for group in records.values() for r in group):
         cost = cost + record.cost  # type: ignore[attr-defined]

@@ -10,8 +10,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tamis.errors import ConfigError, DataError, MissingExtra
+from tamis.tasks import json_rows
 from tamis.tasks.readers import Bad, Row, hub_name, locate, read
 
 ROWS = [{"question": "a", "answer": "1"}, {"question": "é\nb", "answer": "2"}, {"question": "c", "answer": None}]
@@ -208,3 +211,73 @@ def test_links_to_nowhere_and_devices_are_named_and_an_empty_csv_has_no_row(tmp_
         locate("/dev/null")
     (tmp_path / "empty.csv").write_text("")
     assert rows_of(tmp_path / "empty.csv") == []
+
+
+@given(
+    st.lists(st.recursive(st.none() | st.floats(allow_nan=False) | st.text(), st.lists, max_leaves=4)),
+    st.integers(1, 9),
+)
+def test_an_array_is_read_item_by_item_whatever_its_cuts(tmp_path_factory, values, chunk):
+    path = tmp_path_factory.mktemp("a") / "a.json"
+    text = json.dumps([{"q": value} for value in values], indent=chunk % 3 or None, ensure_ascii=chunk % 2 == 0)
+    path.write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_rows, "_CHUNK", chunk)
+        assert fields_of(path) == [{"q": value} for value in values]
+
+
+def test_memory_does_not_grow_with_an_array(tmp_path):
+    path = tmp_path / "a.json"
+
+    def peak(n):
+        path.write_text(json.dumps([{"question": "x" * 1000}] * n))
+        tracemalloc.start()
+        assert sum(1 for _ in read(locate(str(path))[0])) == n
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(10_000) < peak(2000) + 200_000
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b'[{"q": 1},\n{"q": }]', 2),
+        (b'[{"q": 1}\n{"q": 2}]', 2),
+        (b'[{"q": 1},\n', 2),
+        (b"[\n\n1] x", 3),
+        (b'[{"q": 1},\n\n{"q": 1, "q": 2}]', 3),
+    ],
+)
+def test_a_broken_array_is_told_with_its_line(tmp_path, content, line):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        rows_of(tmp_path / "a.json")
+    assert caught.value.where == f"a.json:{line}"
+
+
+def test_what_is_no_unicode_or_has_no_end_is_told_of_its_row(tmp_path):
+    rows = ['{"q": "\\ud800"}', '{"\\ud800": 1}', '{"q": ' + "[" * 200 + "]" * 200 + "}", '{"q": "\\ud83d\\ude00"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    (tmp_path / "a.json").write_text(f"[{','.join(rows)}]")
+    for path in ("a.jsonl", "a.json"):
+        *bad, good = rows_of(tmp_path / path)
+        assert [b.reason for b in bad] == ["not valid Unicode", "not valid Unicode", "nested too deeply"]
+        assert good.fields == {"q": "😀"}
+
+
+def test_columns_of_the_same_name_and_damaged_compression_are_refused(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["q", "q"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="same name"):
+        rows_of(tmp_path / "a.parquet")
+    packed = bytearray(gzip.compress(bytes(range(256)) * 40))
+    packed[20:60] = b"x" * 40
+    (tmp_path / "a.jsonl.gz").write_bytes(packed)
+    with pytest.raises(DataError, match="cannot be read as jsonl"):
+        rows_of(tmp_path / "a.jsonl.gz")
+
+
+def test_a_header_may_hold_a_line_break_in_quotes(tmp_path):
+    (tmp_path / "a.csv").write_text('c,"a\nb"\n1,2\n')
+    assert [(r.where, r.fields) for r in rows_of(tmp_path / "a.csv")] == [("a.csv:3", {"c": "1", "a\nb": "2"})]

@@ -182,10 +182,11 @@ def test_only_the_adapter_moves(llama, examples):
     assert not module.training
 
 
-def test_gradient_checkpointing_does_not_change_an_adapter_s_training(llama, examples):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_gradient_checkpointing_does_not_change_an_adapter_s_training(llama, examples, dropout):
     curves = []
     for on in (False, True):
-        module = LoRA(r=4, dropout=0.1).attach(llama(), 0)
+        module = LoRA(r=4, dropout=dropout).attach(llama(), 0)
         config = CONFIG.model_copy(update={"gradient_checkpointing": on})
         curves.append([row["loss"] for row in fit(module, examples(16), SFT(), config, seed=0).curve])
     assert curves[0] == pytest.approx(curves[1], abs=1e-6)
@@ -298,7 +299,7 @@ def test_other_errors_are_not_taken_for_memory(llama, examples):
 def test_packing_falls_back_where_it_would_leak(llama, examples):
     events, module = [], llama()
     forward = module.forward
-    module.forward = lambda position_ids=None, **given: forward(**given)
+    module.forward = lambda position_ids=None, cu_seq_lens_q=None, **given: forward(**given)
     config = CONFIG.model_copy(update={"batching": "pack"})
     found = fit(module, examples(16), SFT(), config, seed=0, on_event=events.append)
     assert "padded batches are used" in next(e["text"] for e in events if e["event"] == "packing off")

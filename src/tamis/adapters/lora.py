@@ -36,6 +36,8 @@ class LoRA:
         import torch
         from peft import LoraConfig, get_peft_model
 
+        from tamis.training.fused_lora import fuse
+
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.r,
@@ -48,6 +50,8 @@ class LoRA:
             warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(seed)
             try:
-                return get_peft_model(module, config)
+                tuned = get_peft_model(module, config)
             except (ValueError, re.error) as error:
                 raise ConfigError(f"targets: {error}", where="adapter 'lora'", hint="Check `targets`.") from None
+        fuse(tuned)
+        return tuned

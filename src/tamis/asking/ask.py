@@ -9,6 +9,7 @@ import numpy as np
 from tamis.asking.reading import read_label
 from tamis.context import Context
 from tamis.hashing import derive_seed, digest
+from tamis.models.base import LabelModel
 from tamis.records import Cost, Law, Message, Prompt
 
 T = TypeVar("T")
@@ -155,9 +156,8 @@ def label_probabilities(
     Exact where the model gives log-probabilities of labels (`label_logprobs`), renormalised over the labels; otherwise the
     shares among `samples` sampled answers that name a label. A row is NaN where no answer names one.
     """
-    if hasattr(ctx.model, "label_logprobs"):
-        given = np.asarray(ctx.model.label_logprobs([Prompt(m) for m in questions], list(labels)), dtype=np.float64)
-        given = np.where(np.isnan(given), -np.inf, given)
+    if isinstance(ctx.model, LabelModel) and len(questions):
+        given = ctx.model.label_logprobs([Prompt(m) for m in questions], labels).logprobs.astype(np.float64)
         with np.errstate(invalid="ignore"):
             weights = np.exp(given - given.max(axis=1, keepdims=True))
             return weights / weights.sum(axis=1, keepdims=True)

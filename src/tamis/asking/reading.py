@@ -74,15 +74,16 @@ def read_label(text: str, labels: Sequence[str]) -> str | None:
     """Return the one of `labels` that `text` says, or None.
 
     The whole text counts when it is one label (case, white space, quotes and closing punctuation aside), else its last line
-    of the form "...: LABEL", else its last line's one label in square brackets or asterisks.
+    of the form "...: LABEL" that does not begin with a label itself, else its last line's one label in square brackets or
+    asterisks.
     """
     known = {_bare(label): label for label in labels}
     if _bare(text) in known:
         return known[_bare(text)]
     lines = [line for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
-        _, colon, said = line.rpartition(":")
-        if colon and _bare(said) in known:
+        head, colon, said = line.rpartition(":")
+        if colon and _bare(said) in known and _bare(head) not in known:
             return known[_bare(said)]
     marked = re.findall(r"\[\[?([^\[\]]+)\]\]?|\*\*([^*]+)\*\*", lines[-1]) if lines else []
     said_there = {known[_bare(a or b)] for a, b in marked if _bare(a or b) in known}

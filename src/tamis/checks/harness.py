@@ -198,7 +198,7 @@ def _figure_row(figure: Figure) -> str:
 
 def write(result: Result, out: Path) -> list[Path]:
     """Write a result as JSON, Markdown and an SVG plot of its figures; returns the paths."""
-    from tamis.store import write_atomic
+    from tamis.files import write_atomic
 
     out.mkdir(parents=True, exist_ok=True)
     stem = out / result.check.name

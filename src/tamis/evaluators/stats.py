@@ -54,7 +54,7 @@ class Paired:
     kept_wrong: int
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     """Return the share successes / n with its score interval (Wilson 1927, without continuity correction).
 
     Raises ConfigError unless 0 <= successes <= n and n >= 1.

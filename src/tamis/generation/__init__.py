@@ -1,6 +1,6 @@
 """Sampling from and scoring with any `transformers` causal language model; token ids in, token ids out."""
 
-from tamis.generation.engine import sample
+from tamis.generation.engine import OnEvent, sample
 from tamis.generation.rows import Request, Sampled
 from tamis.generation.sampling import Drawn, check_law, draw, truncate
 from tamis.generation.scoring import next_logits, score
@@ -8,6 +8,7 @@ from tamis.generation.stops import StopStrings
 
 __all__ = [
     "Drawn",
+    "OnEvent",
     "Request",
     "Sampled",
     "StopStrings",

@@ -6,9 +6,11 @@ values (state spaces, short sliding windows) go batch by batch with the cache th
 Knows token ids only: no tokenizer, no chat template.
 """
 
+import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -16,13 +18,19 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+from tamis.errors import ModelError
 from tamis.generation.cache import RowCache, fits_rows
 from tamis.generation.forward import Forward
+from tamis.generation.memory import out_of_memory, rows_that_fit
 from tamis.generation.rows import Request, Row, Rows, Sampled, Stop
 from tamis.generation.sampling import check_law
 from tamis.records import Law
 
-_REFILL_SHARE = 8
+OnEvent = Callable[[dict[str, Any]], None]
+"""Told {"event": "sampled", "tokens": n} when a candidate ends, and {"event": "memory", "text": ...} when rows are halved."""
+
+_REFILL_SHARE = 16
+_LOGGER = logging.getLogger(__name__)
 
 
 def sample(
@@ -32,28 +40,51 @@ def sample(
     *,
     end_ids: Sequence[int],
     stop: Stop | None = None,
-    batch_rows: int = 64,
+    batch_rows: int | None = None,
+    on_event: OnEvent | None = None,
 ) -> Iterator[Sampled]:
     """Yield a `Sampled` per candidate of every request, in the order they end.
 
     `module` is a `transformers` causal language model (put into evaluation mode while the iterator lives). Sampling ends
     at a token of `end_ids`, where `stop` says so, or at the request's limit; a prompt and its limit must fit the model.
-    At most `batch_rows` rows are stepped together. The result is a function of the arguments alone; candidate c of a
-    request draws with `numpy.random.default_rng(seeds[c])`, one uniform a token, whatever else is in its batch.
-    Raises ConfigError for a law out of range, ModelError for models or logits that cannot be sampled from.
+    Candidate c of a request draws with `numpy.random.default_rng(seeds[c])`, one uniform a token, whatever else is in its
+    batch: the result is a function of the arguments (and up to rounding not of `batch_rows`).
+
+    At most `batch_rows` rows are stepped together; None takes what fits half of the free memory (`rows_that_fit`). Memory
+    besides the model's is at most rows x (longest prompt and limit) columns of keys and values, three float32 copies of the
+    rows' logits, and a prefill of 4,096 tokens. Where that is more than there is, rows are halved and what was not finished
+    is drawn again, to the same tokens.
+    Raises ConfigError for a law out of range, ModelError for models or logits that cannot be sampled from, or where
+    memory does not suffice for one row.
     """
     check_law(law)
-    wanted = [r for r in requests if r.seeds]
+    wanted = {i: list(range(len(r.seeds))) for i, r in enumerate(requests) if r.seeds}
     if not wanted:
         return
     forward = Forward(module)
-    limit = max(r.limit for r in wanted)
-    size = min(batch_rows, sum(len(r.seeds) for r in wanted))
-    rows = Rows(size, limit, law, end_ids, stop, forward.device)
-    longest = max(len(r.tokens) + r.limit for r in wanted)
+    limit = max(requests[i].limit for i in wanted)
+    longest = max(len(requests[i].tokens) + requests[i].limit for i in wanted)
     drive = _continuous if fits_rows(forward.config, longest) else _batchwise
+    tell = on_event or _log
     with evaluating(module):
-        yield from drive(forward, requests, rows, size)
+        size = min(batch_rows or rows_that_fit(forward, longest, limit), sum(map(len, wanted.values())))
+        while any(wanted.values()):
+            try:
+                rows = Rows(size, limit, law, end_ids, stop, forward.device, span_rows(forward.device))
+                for sampled in drive(forward, requests, wanted, rows, size):
+                    wanted[sampled.request].remove(sampled.candidate)
+                    tell({"event": "sampled", "tokens": len(sampled.token_ids)})
+                    yield sampled
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise ModelError(
+                        f"memory does not suffice to sample one sequence of up to {longest} tokens",
+                        hint="Lower max_new_tokens, use shorter prompts or a smaller model.",
+                    ) from None
+                size //= 2
+                tell({"event": "memory", "text": f"out of memory in sampling: going on with {size} rows", "rows": size})
 
 
 @contextmanager
@@ -72,13 +103,25 @@ def look_every(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 8
 
 
-def _longest_first(requests: Sequence[Request]) -> list[int]:
-    return sorted((i for i, r in enumerate(requests) if r.seeds), key=lambda i: -len(requests[i].tokens))
+def span_rows(device: torch.device) -> int:
+    """Rows that are attended in one call: on a CPU few, to read fewer keys; elsewhere all, to make fewer calls."""
+    return 32 if device.type == "cpu" else 2**16
 
 
-def _continuous(forward: Forward, requests: Sequence[Request], rows: Rows, size: int) -> Iterator[Sampled]:
-    queue = _Queue(forward, requests)
-    cache = RowCache(size)
+def _log(event: Mapping[str, Any]) -> None:
+    if event["event"] == "memory":
+        _LOGGER.warning(event["text"])
+
+
+def _longest_first(requests: Sequence[Request], wanted: Mapping[int, Sequence[int]]) -> list[int]:
+    return sorted((i for i, left in wanted.items() if left), key=lambda i: -len(requests[i].tokens))
+
+
+def _continuous(
+    forward: Forward, requests: Sequence[Request], wanted: Mapping[int, Sequence[int]], rows: Rows, size: int
+) -> Iterator[Sampled]:
+    queue = _Queue(forward, requests, wanted)
+    cache = RowCache(size, max(len(requests[i].tokens) + requests[i].limit for i in wanted))
     every = look_every(forward.device)
     while rows.live or queue:
         free = size - len(rows.live)
@@ -90,16 +133,28 @@ def _continuous(forward: Forward, requests: Sequence[Request], rows: Rows, size:
                 yield from rows.collect(ends)
                 cache.move(*rows.remove(list(ends)))
                 continue
-        rows.step(forward.step(rows.last[: len(rows.live)], rows.positions, rows.width, cache))
+        rows.step(forward.step(rows.last[: len(rows.live)], rows.positions, rows.spans, cache))
+
+
+@dataclass(slots=True)
+class _Prefilled:
+    """A prompt that was run: its row of the cache that it was run with, the logits after it, and who waits for them."""
+
+    number: int
+    candidates: list[int]
+    cache: Cache
+    source: int
+    logits: Tensor
 
 
 class _Queue:
     """Candidates that wait for a row: of prompts not run yet, and of prompts whose keys and values are at hand."""
 
-    def __init__(self, forward: Forward, requests: Sequence[Request]) -> None:
+    def __init__(self, forward: Forward, requests: Sequence[Request], wanted: Mapping[int, Sequence[int]]) -> None:
         self.forward, self.requests = forward, requests
-        self.prompts = deque(_longest_first(requests))
-        self.ready: deque[tuple[int, int, Cache, int, Tensor]] = deque()
+        self.wanted = {i: list(left) for i, left in wanted.items()}
+        self.prompts = deque(_longest_first(requests, wanted))
+        self.ready: deque[_Prefilled] = deque()
 
     def __bool__(self) -> bool:
         return bool(self.ready or self.prompts)
@@ -112,17 +167,15 @@ class _Queue:
         while free and self:
             if not self.ready:
                 self._prefill(free)
-            number, done, prefilled, source, scores = self.ready.popleft()
-            request = self.requests[number]
-            count = min(free, len(request.seeds) - done)
-            if done + count < len(request.seeds):
-                self.ready.appendleft((number, done + count, prefilled, source, scores))
+            prompt = self.ready[0]
+            chosen, prompt.candidates = prompt.candidates[:free], prompt.candidates[free:]
+            if not prompt.candidates:
+                self.ready.popleft()
+            count, request = len(chosen), self.requests[prompt.number]
             length = len(request.tokens)
-            cache.admit(prefilled, source, length, slice(first, first + count))
-            logits.append(scores.expand(count, -1))
-            admitted += [
-                Row(number, c, request.seeds[c], length, request.limit, rows.steps) for c in range(done, done + count)
-            ]
+            cache.admit(prompt.cache, prompt.source, length, slice(first, first + count))
+            logits.append(prompt.logits.expand(count, -1))
+            admitted += [Row(prompt.number, c, request.seeds[c], length, request.limit, rows.steps) for c in chosen]
             first, free = first + count, free - count
         rows.admit(admitted, torch.cat(logits))
 
@@ -132,21 +185,23 @@ class _Queue:
         for number in self.prompts:
             if candidates >= free:
                 break
-            needed, candidates = needed + 1, candidates + len(self.requests[number].seeds)
+            needed, candidates = needed + 1, candidates + len(self.wanted[number])
         lengths = [len(self.requests[n].tokens) for n in list(self.prompts)[:needed]]
         batch = next(self.forward.batches(lengths, needed))
         numbers = [self.prompts.popleft() for _ in batch]
-        prefilled = DynamicCache()
-        logits = self.forward.last([self.requests[n].tokens for n in numbers], prefilled)
-        self.ready.extend((n, 0, prefilled, i, logits[i]) for i, n in enumerate(numbers))
+        cache = DynamicCache()
+        logits = self.forward.last([self.requests[n].tokens for n in numbers], cache)
+        self.ready.extend(_Prefilled(n, self.wanted[n], cache, i, logits[i]) for i, n in enumerate(numbers))
 
 
-def _batchwise(forward: Forward, requests: Sequence[Request], rows: Rows, size: int) -> Iterator[Sampled]:
+def _batchwise(
+    forward: Forward, requests: Sequence[Request], wanted: Mapping[int, Sequence[int]], rows: Rows, size: int
+) -> Iterator[Sampled]:
     """Rows with prompts and limits of one length at a time, so that no cache ever sees padding."""
-    by_length = groupby(_longest_first(requests), key=lambda i: len(requests[i].tokens))
+    by_length = groupby(_longest_first(requests, wanted), key=lambda i: len(requests[i].tokens))
     for length, group in by_length:
         waiting = [
-            Row(i, c, seed, length, requests[i].limit, 0) for i in group for c, seed in enumerate(requests[i].seeds)
+            Row(i, c, requests[i].seeds[c], length, requests[i].limit, 0) for i in group for c in list(wanted[i])
         ]
         for start in range(0, len(waiting), size):
             yield from _one_batch(forward, requests, rows, waiting[start : start + size])

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from tamis.errors import ModelError
+from tamis.generation.attention import Span, over
 from tamis.generation.cache import RowCache
 
 _LOGITS = 2**24
@@ -61,19 +63,31 @@ class Forward:
         logits = self(ids, cache, keep=positions)
         return logits[torch.arange(len(ids), device=ids.device), which]
 
-    def step(self, tokens: Tensor, positions: Tensor, width: int, cache: RowCache) -> Tensor:
+    def step(self, tokens: Tensor, positions: Tensor, spans: Sequence[Span], cache: RowCache) -> Tensor:
         """Return (n, V) logits after feeding one token (n,) to each of the first n rows of `cache`, at `positions` (n,)."""
+        width = max(seen for _, seen in spans)
         cache.aim(positions, width)
         seen = torch.arange(width, device=tokens.device) <= positions[:, None]
         extra: dict[str, Any] = {"attention_mask": self._mask(seen)}
         if "position_ids" in self.accepts:
             extra["position_ids"] = positions[:, None]
-        return self._call(tokens[:, None], cache, extra)[:, -1]
+        with self._attending(spans):
+            return self._call(tokens[:, None], cache, extra)[:, -1]
+
+    @property
+    def attention(self) -> str:
+        """The attention in force, where the model lets it be chosen and given a ready-made mask; else nothing."""
+        return self.config._attn_implementation if getattr(self.module, "_supports_attention_backend", False) else ""
+
+    def _attending(self, spans: Sequence[Span]) -> AbstractContextManager[None]:
+        if self.attention != "sdpa" or len(spans) == 1:
+            return nullcontext()
+        return over(spans, self.config.get_text_config(decoder=True))
 
     def _mask(self, seen: Tensor) -> Tensor:
         """The mask of columns seen, ready made where the attention in force takes it so, else as 1s and 0s."""
-        kind = self.config._attn_implementation
-        if kind not in ("sdpa", "eager") or not getattr(self.module, "_supports_attention_backend", False):
+        kind = self.attention
+        if kind not in ("sdpa", "eager"):
             return seen.long()
         seen = seen[:, None, None, :]
         if kind == "sdpa":

@@ -1,7 +1,8 @@
 """What is known of the sequences being sampled: tokens, log-probabilities, uniforms, and which rows are done.
 
-Rows 0..n-1 are live. Tensors stay on the model's device; what the host knows without asking it (how many tokens each row
-has) is kept in `Row`, so that nothing is fetched between two looks at the `ended` flags.
+Rows 0..n-1 are live, the longest in the first span of rows, the next in the second. Tensors stay on the model's device;
+what the host knows without asking it (how many tokens each row has) is kept in `Row`, so that nothing is fetched between
+two looks at the `ended` flags.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tamis.errors import ModelError
+from tamis.generation.attention import Span
 from tamis.generation.sampling import Drawn, draw
 from tamis.records import Law
 
@@ -62,12 +64,19 @@ class Row:
 
 
 class Rows:
-    """The state of up to `size` rows of at most `limit` new tokens each."""
+    """The state of up to `size` rows of at most `limit` new tokens each, attended to `span` rows at a time."""
 
     def __init__(
-        self, size: int, limit: int, law: Law, end_ids: Sequence[int], stop: Stop | None, device: torch.device
+        self,
+        size: int,
+        limit: int,
+        law: Law,
+        end_ids: Sequence[int],
+        stop: Stop | None,
+        device: torch.device,
+        span: int,
     ) -> None:
-        self.law, self.stop, self.end_ids = law, stop, frozenset(end_ids)
+        self.law, self.stop, self.end_ids, self.span = law, stop, frozenset(end_ids), span
         self.ends = torch.tensor(sorted(self.end_ids), dtype=torch.int64, device=device)
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.tokens = torch.zeros((size, limit), dtype=torch.int64, device=device)
@@ -89,9 +98,11 @@ class Rows:
         return self.prompt_length[:n] + self.count[:n] - 1
 
     @property
-    def width(self) -> int:
-        """Positions up to the last token of the longest live row."""
-        return max(row.prompt_length + self._sampled(row) for row in self.live)
+    def spans(self) -> list[Span]:
+        """Live rows, `span` at a time, with the positions up to the last token of the longest of them."""
+        lengths = [self._length(row) for row in self.live]
+        starts = range(0, len(lengths), self.span)
+        return [(slice(at, min(at + self.span, len(lengths))), max(lengths[at : at + self.span])) for at in starts]
 
     @property
     def due(self) -> bool:
@@ -100,6 +111,9 @@ class Rows:
 
     def _sampled(self, row: Row) -> int:
         return self.steps - row.born + 1
+
+    def _length(self, row: Row) -> int:
+        return row.prompt_length + self._sampled(row)
 
     def admit(self, rows: Sequence[Row], logits: Tensor) -> None:
         """Append live rows and draw their first tokens from `logits` (len(rows), V)."""
@@ -174,14 +188,22 @@ class Rows:
         return samples
 
     def remove(self, gone: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Take rows `gone` out; live rows from the end fill the holes. Returns (rows moved, rows they moved to)."""
-        left = len(self.live) - len(gone)
+        """Take rows `gone` out and let the others move up, so that spans stay ordered by length.
+
+        Returns (rows moved, rows they moved to). A row that is in its span already stays where it is.
+        """
         out = set(gone)
-        targets = sorted(row for row in out if row < left)
-        sources = [row for row in range(left, len(self.live)) if row not in out]
+        left = [row for row in range(len(self.live)) if row not in out]
+        left.sort(key=lambda row: -self._length(self.live[row]))
+        sources, targets = [], []
+        for at in range(0, len(left), self.span):
+            members, places = left[at : at + self.span], range(at, min(at + self.span, len(left)))
+            sources += [row for row in members if row not in places]
+            targets += sorted(set(places).difference(members))
+        live = self.live
+        self.live = live[: len(left)]
         for source, target in zip(sources, targets, strict=True):
-            self.live[target] = self.live[source]
-        del self.live[left:]
+            self.live[target] = live[source]
         if sources:
             for state in (self.tokens, self.uniforms, self.prompt_length, self.count, self.last, self.ended):
                 state[targets] = state[sources]

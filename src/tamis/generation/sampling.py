@@ -14,6 +14,7 @@ from tamis.errors import ConfigError
 from tamis.records import Law
 
 _BLOCK = 256
+_CACHED = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,15 @@ def draw(logits: Tensor, law: Law, uniforms: Tensor) -> Drawn:
     `logits` (R, V) in any floating dtype are used as float32 (float64 where they are float64); `uniforms` (R,) in [0, 1).
     The truncations apply in the order temperature, top_k, top_p, min_p, each on what the one before left, renormalised.
     Temperature 0 takes the most probable token, whose log-probability under the (one-point) law is 0.
+
+    On a CPU the rows are taken a few at a time, so that what is made of their logits stays in its cache.
     """
+    rows = max(1, _CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    parts = [_draw(part, law, own) for part, own in zip(logits.split(rows), uniforms.split(rows), strict=True)]
+    return Drawn(*(torch.cat([getattr(part, name) for part in parts]) for name in Drawn.__slots__))
+
+
+def _draw(logits: Tensor, law: Law, uniforms: Tensor) -> Drawn:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     peak = logits.amax(-1, keepdim=True)
     weights = logits - peak

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from tamis.asking import Answer, Question, ask, read_json
 from tamis.context import Context
-from tamis.judges.asking import AsksModel, conversation, failed, prompt_of
+from tamis.judges.asking import AsksModel, conversation, failed, prompt_of, total
 from tamis.records import Completion, Cost, Prompt, Verdict
 from tamis.registry import judge, option
 
@@ -64,16 +64,19 @@ class Rank(AsksModel):
 
 
 def _verdict(completion: Completion, asked: Sequence[tuple[list[Completion], Answer[Any]]]) -> Verdict:
-    read = [(order, a) for order, a in asked if a.value is not None]
-    shares = [_share(completion, order, a.value["order"]) for order, a in read]
+    read = [(order, a.value) for order, a in asked if a.value is not None]
+    shares = [_share(completion, order, value["order"]) for order, value in read]
     score = sum(shares) / len(shares) if shares else None if asked else 1.0
-    reason = str(read[0][1].value.get("reason", "")) if read else ""
-    first = asked[0][0] if asked else [completion]
-    cost = Cost()
-    for _, answer in asked if completion.id == min(c.id for c in first) else []:
-        cost = cost + answer.cost
-    label = asked[0][1].fault if score is None else "ranked"
-    return Verdict(completion.prompt_id, (completion.id,), "rank", score, label, rationale=reason, cost=cost)
+    first = min((c.id for c in asked[0][0]), default="") if asked else ""
+    return Verdict(
+        completion.prompt_id,
+        (completion.id,),
+        "rank",
+        score=score,
+        label=asked[0][1].fault if score is None else "ranked",
+        rationale=str(read[0][1].get("reason", "")) if read else "",
+        cost=total([a for _, a in asked]) if completion.id == first else Cost(),
+    )
 
 
 def _share(completion: Completion, order: Sequence[Completion], ranking: Sequence[int]) -> float:

@@ -52,7 +52,7 @@ class BiasedJudge:
 
     def _verdict(self, pair: Pair, ctx: Context) -> Verdict:
         unread, tie, luck = ctx.rng(self.name, *pair.ids).random(3)
-        chance = 1 / (1 + math.exp(-self.log_odds(pair)))
+        chance = 1 / (1 + math.exp(-max(-700.0, min(700.0, self.log_odds(pair)))))
         label = "A" if (0.5 if self.sure else luck) < chance else "B"
         label = "unparseable_verdict" if unread < self.unparseable else "tie" if tie < self.ties else label
         probability = None if label == "unparseable_verdict" else chance

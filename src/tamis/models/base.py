@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -79,12 +79,33 @@ class Embedder(Protocol):
         ...
 
 
+class LabelLogprobs(NamedTuple):
+    """Log-probabilities of labels as what comes next.
+
+    `logprobs`: (n, labels) float32, -inf where not seen; rows do not sum to one, the rest went to other tokens. `seen`:
+    (n, labels) bool, whether the model or its server reported anything that begins this label.
+    """
+
+    logprobs: np.ndarray
+    seen: np.ndarray
+
+
+@runtime_checkable
+class LabelModel(Protocol):
+    """A text model that gives the probabilities of labels without sampling."""
+
+    def label_logprobs(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> LabelLogprobs:
+        """Return log p(label is the answer) for each prompt and label."""
+        ...
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """A resolved model that is not loaded yet.
 
     `folder` holds a `transformers` model (config, safetensors, tokenizer); `adapter` a PEFT adapter tuned on top of it;
-    `url` an endpoint. `identity` is what enters cache keys: never a path or a display name.
+    `gguf` the file the folder was converted from, where it is wanted as it is (engine llamacpp); `url` an endpoint.
+    `identity` is what enters cache keys: never a path or a display name.
     """
 
     name: str
@@ -94,3 +115,4 @@ class ModelRef:
     folder: Path | None = None
     adapter: Path | None = None
     url: str = ""
+    gguf: Path | None = None

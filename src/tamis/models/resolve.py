@@ -6,6 +6,7 @@ Hugging Face hub (`org/name`, `org/name@revision`).
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 from tamis.errors import ModelError, nearest
 from tamis.models import folders
 from tamis.models.base import ModelRef
-from tamis.models.catalog import CATALOG, OnEvent, convert_once, get_model
+from tamis.models.catalog import CATALOG, OnEvent, convert_once, get_gguf, get_model
 
 LOCAL = ("text", "scoring", "tokens", "trainable")
 CAPABILITIES_OF = {"local": LOCAL, "embedder": ("embedder",), "endpoint": ("text",)}
@@ -21,13 +22,27 @@ HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merg
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 
 
-def resolve(spec: str, on_event: OnEvent | None = None) -> ModelRef:
+def resolve(spec: str, on_event: OnEvent | None = None, *, gguf: bool = False) -> ModelRef:
     """Return the model that `spec` names, fetched or converted first where needed, but not loaded.
 
     `on_event` hears of downloads and conversions (see `catalog.get_model`). For an endpoint the server is asked once for
     what it says of its models; no answer is no error here. Raises ModelError, with what to do, for a name that leads
-    nowhere and a model that is incomplete or refused.
+    nowhere and a model that is incomplete or refused. With `gguf` a local model also has its .gguf file, and one that has
+    none is refused.
     """
+    ref = _resolve(spec, on_event)
+    if not gguf or ref.kind != "local":
+        return ref
+    file = get_gguf(spec, on_event) if spec in CATALOG else Path(spec).expanduser()
+    if file is None or file.suffix.lower() != ".gguf" or not file.is_file():
+        raise ModelError(
+            f"engine llamacpp runs .gguf files, and '{spec}' is none",
+            hint="Name a .gguf file or 'smollm2-135m', or take engine transformers.",
+        )
+    return replace(ref, gguf=file)
+
+
+def _resolve(spec: str, on_event: OnEvent | None) -> ModelRef:
     if spec in CATALOG:
         return _model(spec, get_model(spec, on_event))
     if _is_lab(spec):
@@ -66,9 +81,12 @@ def capabilities(spec: str) -> tuple[str, ...]:
     return LOCAL
 
 
-def load(ref: ModelRef | str, **options: Any) -> Any:
-    """Return the model behind a reference (or a name): LocalModel, Endpoint or MiniLM, made with `options`."""
-    found = resolve(ref) if isinstance(ref, str) else ref
+def load(ref: ModelRef | str, *, engine: str = "transformers", **options: Any) -> Any:
+    """Return the model behind a reference (or a name), made with `options`: an Endpoint, a MiniLM, or a local model.
+
+    `engine` (see `models.engines`) runs a local model; only under transformers can it be tuned.
+    """
+    found = resolve(ref, gguf=engine == "llamacpp") if isinstance(ref, str) else ref
     if found.kind == "endpoint":
         from tamis.models.endpoint import Endpoint
 
@@ -77,9 +95,11 @@ def load(ref: ModelRef | str, **options: Any) -> Any:
         from tamis.models.minilm import MiniLM
 
         return MiniLM(found, **options)
-    from tamis.models.hf import LocalModel
+    from tamis.models import engines
 
-    return LocalModel(found, **options)
+    engines.check(engine)
+    name = engines.choose(engine, found) if engine == "auto" else engine
+    return engines.open_model(found, name, **options)
 
 
 def _model(name: str, folder: Path) -> ModelRef:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from tamis.training.batches import Batch
 
-CHUNK_ELEMENTS = 2**24
-"""Logits held at once, in elements: 64 MB in float32."""
+CHUNK_ELEMENTS = 2**23
+"""Logits held at once, in elements: 32 MB in float32."""
 
 
 class Parts(NamedTuple):
@@ -63,14 +63,19 @@ def hidden_logprobs(
     """Return `token_logprobs(head(hidden), ids)` where `wanted` (B, L) bool is true, and 0 elsewhere; (B, L) float32.
 
     `hidden` (B, L, d) is the body's output. Logits are made only at wanted positions, at most `chunk_elements` of them at a
-    time, and made again in the backward pass, so that no (B, L, V) tensor exists in either pass.
+    time, so that no (B, L, V) tensor exists in either pass. A frozen `torch.nn.Linear` as `head` makes them once; any other
+    makes them again in the backward pass.
     """
     import torch
 
     states, predicted = _aligned(hidden, ids)
     rows, columns = wanted[:, 1:].nonzero(as_tuple=True)
     states, predicted = states[rows, columns], predicted[rows, columns]
-    found = _in_chunks(head, states, predicted, max(1, chunk_elements // vocabulary))
+    size = max(1, chunk_elements // vocabulary)
+    if type(head) is torch.nn.Linear and not any(p.requires_grad for p in head.parameters()):
+        found = _through_frozen(head, states, predicted, size)
+    else:
+        found = _in_chunks(head, states, predicted, size)
     result = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
     return result.index_put((rows, columns + 1), found)
 
@@ -91,6 +96,26 @@ def _in_chunks(head: "Callable[[Tensor], Tensor]", states: "Tensor", ids: "Tenso
             for s, i in zip(states.split(size), ids.split(size), strict=True)
         ]
     )
+
+
+def _through_frozen(head: "nn.Linear", states: "Tensor", ids: "Tensor", size: int) -> "Tensor":
+    """Return what `_in_chunks` returns, of a head W whose weights do not train.
+
+    The gradient of log p(y) by the state is W[y] - sum_v p(v) W[v]. It is made beside log p, while p is at hand; in the
+    result, `(state - state without gradient) . slope`, which is 0, carries it.
+    """
+    import torch
+
+    found, slopes = [], []
+    with torch.no_grad():
+        for part, wanted in zip(states.detach().split(size), ids.split(size), strict=True):
+            logp = torch.log_softmax(head(part).float(), dim=-1)
+            found.append(logp.gather(1, wanted[:, None])[:, 0])
+            if states.requires_grad:
+                slopes.append(head.weight[wanted] - logp.exp_().to(head.weight.dtype) @ head.weight)
+    if not slopes:
+        return torch.cat(found)
+    return torch.cat(found) + ((states - states.detach()) * torch.cat(slopes)).sum(-1)
 
 
 def batch_logprobs(model: "nn.Module", batch: "Batch") -> "Tensor":

@@ -4,10 +4,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tamis.files import write_atomic
 from tamis.report import examples, result, sections, wording
 from tamis.report.material import Material
 from tamis.runs import Run
-from tamis.store import write_atomic
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -53,9 +53,16 @@ def setup(m: Material) -> dict[str, Any]:
     return {
         "facts": facts,
         "options": yaml.safe_dump(options, sort_keys=False, allow_unicode=True) if options else "",
-        "versions": _pairs(manifest.get("versions")),
+        "versions": _pairs(manifest.get("versions")) + _other_versions(manifest["stages"]),
         "machine": _pairs(manifest.get("machine")),
     }
+
+
+def _other_versions(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return what was made with versions that were not installed any more when the run ended."""
+    return [
+        (f"{stage_name(s['folder'])} was made with", s["other_versions"]) for s in stages if s.get("other_versions")
+    ]
 
 
 def _pairs(data: Any) -> list[tuple[str, str]]:

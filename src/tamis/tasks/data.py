@@ -3,32 +3,39 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal, NamedTuple
 
 from tamis.context import Context
 from tamis.errors import ConfigError, DataError, nearest
 from tamis.hashing import digest, file_digest
 from tamis.records import Message, Prompt
 from tamis.registry import option, task
-from tamis.tasks import readers, shapes, splits
+from tamis.tasks import partition, readers, shapes, splits
+from tamis.tasks.partition import Partition
+from tamis.tasks.rows import Bad, Format, Row, Source, missing
 
 Drop = Callable[..., None]
-_SHARE = 0.2
 _HOPELESS = 1000
+_REASONS = {
+    partition.ALSO_HELDOUT: "also held out",
+    partition.DUPLICATE: "duplicate prompt",
+    partition.DUPLICATE_ID: "duplicate id",
+}
 
 
 @dataclass
 class DataSummary:
     """What was found in a file: `rows` read, `accepted` as prompts, `duplicates` among those, `rejected` by reason.
 
-    `shapes` counts rows by shape ("question/answer"), `fields` rows by field name, `with_reference` prompts that have a gold
-    answer. `examples` of rejected rows are (where, reason, detail), at most ten; `example` is the first prompt.
+    `shapes` counts rows by shape ("question/answer"), `columns` by the names of their fields; `with_reference` prompts have a
+    gold answer. `examples` of rejected rows are (where, reason, detail), at most ten; `example` is the first prompt.
     """
 
     path: str
     shapes: Counter[str] = field(default_factory=Counter)
-    fields: Counter[str] = field(default_factory=Counter)
+    columns: Counter[tuple[str, ...]] = field(default_factory=Counter)
     rows: int = 0
     accepted: int = 0
     with_reference: int = 0
@@ -37,6 +44,14 @@ class DataSummary:
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[str, str, str]] = field(default_factory=list)
     advice: str = ""
+
+    @property
+    def fields(self) -> Counter[str]:
+        """How many rows have a field, by its name."""
+        found: Counter[str] = Counter()
+        for names, rows in self.columns.items():
+            found.update(dict.fromkeys(names, rows))
+        return found
 
     @property
     def shape(self) -> str:
@@ -62,15 +77,24 @@ class DataSummary:
             self.examples.append((where, reason, detail))
 
 
-@dataclass
-class _Plan:
-    """What the first pass over the file settles: the keys of each side (train None: all that are not held out)."""
+class _Found(NamedTuple):
+    """A usable row: its place, given side or "", messages, reference texts, metadata and shape."""
 
-    heldout: set[bytes]
-    train: set[bytes] | None
+    where: str
+    side: str
+    messages: tuple[Message, ...]
+    references: tuple[str, ...]
+    metadata: dict[str, Any]
+    shape: str
 
-    def takes(self, key: bytes, split: str) -> bool:
-        return key in self.heldout if split == "heldout" else self.train is None or key in self.train
+    @property
+    def whole(self) -> str:
+        """The text by which prompts are compared: all messages but the system's."""
+        return "\n".join([m.content for m in self.messages if m.role != "system"])
+
+    def prompt(self, split: str = "train", copies: int = 0) -> Prompt:
+        metadata = {**self.metadata, "copy": copies} if copies else self.metadata
+        return Prompt(self.messages, self.references, "data", metadata, split, self.where)
 
 
 @task("data")
@@ -84,7 +108,8 @@ class Data:
     Held out are the prompts with the smallest content hashes (`tamis.tasks.splits`): exactly `round(share * n)` or the given
     count, independent of order and seed. `size` caps the training prompts; the subset is drawn from the seed and each
     prompt's content. `heldout_path`, `split_column` or file names (train.jsonl and test.jsonl in one folder) give the split
-    instead; a prompt on both sides is then refused. The file is read twice, and memory holds 16 bytes and a little per row.
+    instead; a prompt on both sides is then refused. The file is read twice; of the first reading a few bytes a row are kept
+    (`tamis.tasks.partition`), so memory hardly grows with the file.
 
     A prompt's references are the gold texts as given; metadata holds the row's "id", "rejected" (preference data) and the
     fields named by `keep`. Rows kept in spite of equal content carry a number "copy", so that their ids differ.
@@ -93,11 +118,11 @@ class Data:
     """
 
     path: str = option(..., "File, folder, or hub:org/name[/configuration][@split].", min_length=1)
-    format: readers.Format = option("auto", "Format of the files; auto goes by the name's ending.")
+    format: Format = option("auto", "Format of the files; auto goes by the name's ending.")
     map: dict[str, str] = option({}, "Roles to field names: {prompt: question, answer: solution}; a.b reaches inside.")
     size: int | None = option(None, "Most training prompts to use; none means all.", ge=1)
     heldout: int | float = option(
-        _SHARE, "Share (below 1) or count of held-out prompts; a count caps a given held-out side."
+        partition.DEFAULT_SHARE, "Share (below 1) or count of held-out prompts; a count caps a given held-out side."
     )
     heldout_path: str = option("", "Separate file of held-out prompts.")
     split_column: str = option("", "Field that says train or test (validation, dev, eval...).")
@@ -127,102 +152,80 @@ class Data:
 
     def prompts(self, ctx: Context) -> Iterator[Prompt]:
         """Yield the prompts in file order, training and held out as they come."""
-        plan = self._plan(ctx.seed)
-        seen: Counter[bytes] = Counter()
-        for prompt, side, shape in self._rows(ctx.drop):
-            key, mark = self._keys(prompt)
-            split = side or ("heldout" if key in plan.heldout else "train")
-            if side == "train" and key in plan.heldout and self.leakage == "drop":
-                ctx.drop(prompt.source, "also held out")
-                continue
-            if not plan.takes(key, split):
+        fates, several = self._settle(ctx.seed)
+        seen: Counter[str] = Counter()
+        read = 0
+        for row, found in enumerate(self._rows(ctx.drop)):
+            read += 1
+            fate = fates[row] if row < len(fates) else partition.LEFT_OUT
+            if fate == partition.LEFT_OUT:
                 ctx.count("left out by size")
                 continue
-            dedupe = mark + split.encode()
-            if self.dedupe != "none" and seen[dedupe]:
-                ctx.drop(prompt.source, "duplicate prompt")
+            if fate in _REASONS:
+                ctx.drop(found.where, _REASONS[fate])
                 continue
-            seen[dedupe] += 1
-            ctx.count(f"shape: {shape}")
-            if not prompt.references:
+            ctx.count(f"shape: {found.shape}")
+            if not found.references:
                 ctx.count("without reference")
-            yield _with(prompt, split, seen, key)
-
-    def _keys(self, prompt: Prompt) -> tuple[bytes, bytes]:
-        """Return the key that splits and finds leakage, and the mark that finds duplicates."""
-        whole = "\n".join(m.content for m in prompt.messages if m.role != "system")
-        key = splits.key(whole)
-        return key, key if self.dedupe == "normalised" else splits.exact_key(whole)
-
-    def _plan(self, seed: int) -> _Plan:
-        """Read the file once: count keys per side, refuse leakage, and choose what is taken and what is held out."""
-        summary, marks = DataSummary(self.path), set[bytes]()
-        rows: dict[str, Counter[bytes]] = {"": Counter(), "train": Counter(), "heldout": Counter()}
-        leak = ""
-        for prompt, side, shape in self._rows(summary.reject, summary):
-            key, mark = self._keys(prompt)
-            mark += side.encode()
-            summary.shapes[shape] += 1
-            if side and key in rows["heldout" if side == "train" else "train"]:
-                leak = leak or prompt.source
-            if self.dedupe == "none" or mark not in marks:
-                rows[side][key] += 1
-                marks.add(mark)
-        if not summary.shapes:
-            raise _nothing_left(summary, self.map)
-        given = bool(rows["train"] or rows["heldout"])
-        if leak and self.leakage == "refuse":
-            raise _leaking(rows, leak)
-        return self._given(rows, seed) if given else self._own(rows[""], seed)
-
-    def _own(self, rows: Counter[bytes], seed: int) -> _Plan:
-        total, taken = rows.total(), None
-        if self.size is not None:
-            share = isinstance(self.heldout, float)
-            wanted = round(self.size / (1 - self.heldout)) if share else self.size + int(self.heldout)
-            taken = _first(splits.seeded(rows, seed), rows, wanted)
-            total = sum(rows[k] for k in taken)
-            rows = Counter({k: rows[k] for k in taken})
-        heldout = splits.heldout_keys(rows, splits.heldout_count(total, self.heldout))
-        if len(heldout) == len(rows):
+            prompt = found.prompt(partition.SIDES[1 + fate])
+            if several[row]:
+                seen[prompt.id] += 1
+                prompt = found.prompt(prompt.split, seen[prompt.id] - 1)
+            yield prompt
+        if read != len(fates):
             raise DataError(
-                f"all {total} prompts are held out, none is left to train on",
+                f"the data changed while it was read ({len(fates)} usable rows, then {read})",
                 where=self.path,
-                hint="Lower 'heldout' or give more data.",
+                hint="Run again when nothing writes to it.",
             )
-        return _Plan(heldout, taken)
 
-    def _given(self, rows: Mapping[str, Counter[bytes]], seed: int) -> _Plan:
-        if isinstance(self.heldout, float) and self.heldout != _SHARE:
-            raise ConfigError(
-                f"heldout: {self.heldout} does nothing, the data says what is held out",
-                where="task 'data'",
-                hint="Leave it out, or give a whole number to cap the held-out side.",
-            )
-        train, heldout = rows["train"], set(rows["heldout"])
-        if isinstance(self.heldout, int):
-            heldout = splits.heldout_keys(rows["heldout"], self.heldout)
-        if self.leakage == "drop":
-            train = Counter({k: n for k, n in train.items() if k not in heldout})
-        if not train:
-            raise DataError("no training prompt is left", where=self.path, hint="Check the split of the data.")
-        if self.size is None:
-            return _Plan(heldout, None)
-        return _Plan(heldout, _first(splits.seeded(train, seed), train, self.size))
+    def _settle(self, seed: int) -> tuple[bytes, bytes]:
+        """Read the file once; return each usable row's fate, and whether rows with an equal prompt stay beside it."""
+        wishes = partition.Wishes(self.heldout, self.size, self.dedupe, self.leakage, seed)
+        with Partition() as rows:
+            summary = self._survey(rows)
+            if not summary.accepted:
+                raise _nothing_left(summary, self.map)
+            try:
+                fates, several = rows.settle(wishes, self.path)
+            except partition.Leak as leak:
+                raise self._leaking(leak) from None
+        return fates.tobytes(), several.tobytes()
 
-    def _rows(self, drop: Drop, summary: DataSummary | None = None) -> Iterator[tuple[Prompt, str, str]]:
-        """Yield (prompt, given side or "", shape) of every usable row; hand the others to `drop`."""
-        ids: set[bytes] = set()
+    def _survey(self, rows: Partition) -> DataSummary:
+        """Add every usable row to `rows`, and return what was found."""
+        summary = DataSummary(self.path)
+        for found in self._rows(summary.reject, summary):
+            whole = found.whole
+            mark = splits.exact_key(whole) if self.dedupe == "exact" else None
+            given = found.metadata.get("id")
+            own = None if given is None else splits.exact_key(repr(given))
+            rows.add(found.side, splits.key(whole), mark, own)
+            summary.shapes[found.shape] += 1
+            summary.with_reference += bool(found.references)
+            summary.example = summary.example or found.prompt()
+        return summary
+
+    def _leaking(self, leak: partition.Leak) -> DataError:
+        row = next(islice(self._rows(lambda *_, **__: None), leak.row, None))
+        return DataError(
+            f"{leak.both} of {leak.heldout} held-out prompts are also training prompts",
+            where=row.where,
+            hint="Scores on them would mean nothing. Use leakage: drop to take them out of training, or leakage: allow.",
+        )
+
+    def _rows(self, drop: Drop, summary: DataSummary | None = None) -> Iterator[_Found]:
+        """Yield every usable row; hand the others to `drop`."""
         summary = summary or DataSummary(self.path)
         for source in self._sources():
             for row in readers.read(source):
                 summary.rows += 1
-                if isinstance(row, readers.Bad):
+                if isinstance(row, Bad):
                     drop(row.where, row.reason, detail=row.detail)
                     continue
-                summary.fields.update(map(str, row.fields))
+                summary.columns[tuple(row.fields)] += 1
                 try:
-                    found = self._prompt(row, ids)
+                    found = self._found(row)
                 except shapes.Unfit as unfit:
                     drop(row.where, unfit.reason, detail=unfit.detail)
                     if unfit.shape and not summary.advice:
@@ -233,33 +236,25 @@ class Data:
                 summary.accepted += 1
                 yield found
 
-    def _sources(self) -> list[readers.Source]:
+    def _sources(self) -> list[Source]:
         found = readers.locate(self.path, self.format)
         if not self.heldout_path:
             return found
         held = readers.locate(self.heldout_path, self.format)
-        return [readers.Source(s.path, s.format, "train") for s in found] + [
-            readers.Source(s.path, s.format, "heldout") for s in held
-        ]
+        return [Source(s.path, s.format, "train") for s in found] + [Source(s.path, s.format, "heldout") for s in held]
 
-    def _prompt(self, row: readers.Row, ids: set[bytes]) -> tuple[Prompt, str, str]:
+    def _found(self, row: Row) -> _Found:
         parts = shapes.parts(row.fields, self.map)
         messages = self._filled(parts.messages, row.fields)
         if not messages[-1].content.strip():
             raise shapes.Unfit("empty prompt")
-        length = sum(len(m.content) for m in messages)
-        if self.max_prompt_chars and length > self.max_prompt_chars:
-            raise shapes.Unfit("prompt too long", f"{length} characters, at most {self.max_prompt_chars}")
-        side = self._side(row)
+        if self.max_prompt_chars:
+            length = sum(len(m.content) for m in messages)
+            if length > self.max_prompt_chars:
+                raise shapes.Unfit("prompt too long", f"{length} characters, at most {self.max_prompt_chars}")
         metadata = {k: shapes.plain(v) for k, v in parts.metadata.items()}
         metadata |= {k: shapes.plain(row.fields[k]) for k in self.keep if k in row.fields}
-        if "id" in metadata:
-            mark = splits.exact_key(f"{side}:{metadata['id']!r}")
-            if mark in ids:
-                raise shapes.Unfit("duplicate id", str(metadata["id"]))
-            ids.add(mark)
-        prompt = Prompt(messages, parts.references, "data", metadata, side or "train", row.where)
-        return prompt, side, parts.shape
+        return _Found(row.where, self._side(row), messages, parts.references, metadata, parts.shape)
 
     def _filled(self, messages: tuple[Message, ...], fields: Mapping[str, Any]) -> tuple[Message, ...]:
         if self.template:
@@ -269,7 +264,7 @@ class Data:
             messages = (Message("system", self.system), *messages)
         return messages
 
-    def _side(self, row: readers.Row) -> str:
+    def _side(self, row: Row) -> str:
         if not self.split_column:
             return row.split
         value = row.fields.get(self.split_column)
@@ -283,30 +278,11 @@ def fill(template: str, fields: Mapping[str, Any]) -> str:
     """Return the template with each {field} replaced by the field's text; other braces stay. Raises Unfit for a missing one."""
 
     def value(match: re.Match[str]) -> str:
-        if readers.missing(fields.get(match[1])):
+        if missing(fields.get(match[1])):
             raise shapes.Unfit(f"no field '{match[1]}' for the template", nearest(match[1], map(str, fields)))
         return str(fields[match[1]])
 
     return re.sub(r"\{([A-Za-z_]\w*)\}", value, template)
-
-
-def _with(prompt: Prompt, split: str, seen: Counter[bytes], key: bytes) -> Prompt:
-    """Return the prompt on its side of the split, numbered where equal content has been yielded before."""
-    mark = b"id:" + bytes.fromhex(prompt.id)
-    copies = seen[mark]
-    seen[mark] += 1
-    if not copies:
-        return replace(prompt, split=split)
-    return replace(prompt, split=split, metadata={**prompt.metadata, "copy": copies}, id="")
-
-
-def _first(ordered: list[bytes], rows: Mapping[bytes, int], wanted: int) -> set[bytes]:
-    taken, total = set(), 0
-    for k in ordered:
-        if total + rows[k] <= wanted:
-            taken.add(k)
-            total += rows[k]
-    return taken
 
 
 def _cut(text: str, most: int = 160) -> str:
@@ -314,7 +290,7 @@ def _cut(text: str, most: int = 160) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _advice(row: readers.Row, mapping: Mapping[str, str]) -> str:
+def _advice(row: Row, mapping: Mapping[str, str]) -> str:
     shown = ", ".join(f"{k}: {str(v)[:60]!r}" for k, v in list(row.fields.items())[:8])
     lines = [f"{row.where} holds {{{shown}}}."]
     if mapping:
@@ -342,29 +318,16 @@ def _nothing_left(summary: DataSummary, mapping: Mapping[str, str]) -> DataError
     )
 
 
-def _leaking(rows: Mapping[str, Counter[bytes]], where: str) -> DataError:
-    both = rows["train"].keys() & rows["heldout"].keys()
-    return DataError(
-        f"{len(both)} of {len(rows['heldout'])} held-out prompts are also training prompts",
-        where=where,
-        hint="Scores on them would mean nothing. Use leakage: drop to take them out of training, or leakage: allow.",
-    )
-
-
 def inspect(path: str, map: Mapping[str, str] | None = None, **options: Any) -> DataSummary:
     """Read a whole file as the task "data" would and return what was found. `options` are those of the task.
 
     Raises DataError when it cannot be read or holds no usable prompt, ConfigError for a wrong option.
     """
     data = Data.component.build({"path": path, "map": dict(map or {}), **options})  # type: ignore[attr-defined]
-    summary, seen = DataSummary(path), set[bytes]()
-    for prompt, _, shape in data._rows(summary.reject, summary):
-        _, mark = data._keys(prompt)
-        summary.duplicates += data.dedupe != "none" and mark in seen
-        seen.add(mark)
-        summary.shapes[shape] += 1
-        summary.with_reference += bool(prompt.references)
-        summary.example = summary.example or prompt
+    with Partition() as rows:
+        summary: DataSummary = data._survey(rows)
+        same_id, same = rows.duplicates(data.dedupe)
+        summary.duplicates = int(same_id.sum() + same.sum())
     if not summary.accepted:
         raise _nothing_left(summary, data.map)
     return summary

@@ -1,26 +1,25 @@
 """Rows of data files, one by one: JSONL, JSON, CSV, Parquet, folders of these, saved `datasets` and hub data sets.
 
-Memory does not grow with the file, JSON arrays excepted. A broken row is yielded as `Bad` with its line and the rest goes
-on; a file that cannot be read at all raises DataError. Knows nothing of prompts.
+Memory does not grow with the file, except for a JSON file that is one object. A broken row is yielded as `Bad` with its line
+and the rest goes on; a file that cannot be read at all raises DataError. Knows nothing of prompts.
 """
 
 import csv
-import gzip
 import io
 import json
-import math
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamis.errors import ConfigError, DataError, MissingExtra, nearest
+from tamis.tasks import json_rows
+from tamis.tasks.rows import Bad, Format, Row, Source, opened
 
-Format = Literal["auto", "jsonl", "json", "csv", "parquet", "datasets", "hub"]
 _FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -32,41 +31,7 @@ _FORMATS: dict[str, Format] = {
 _TRAIN, _HELDOUT = ("train", "training"), ("heldout", "held-out", "test", "validation", "valid", "val", "dev", "eval")
 _LONGEST_FIELD = 1 << 27
 _BATCH = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row: "file:line" (line of the file; number of the row for JSON arrays, Parquet and data sets) and its fields.
-
-    `split` is "train" or "heldout" where the file's place in its folder says so, else "".
-    """
-
-    where: str
-    fields: Mapping[str, Any]
-    split: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """A row that could not be read, and why."""
-
-    where: str
-    reason: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One file or data set to read."""
-
-    path: str
-    format: Format
-    split: str = ""
-
-    @property
-    def name(self) -> str:
-        """The base name, as it stands in `Row.where`."""
-        return self.path if self.format == "hub" else os.path.basename(self.path)
+_BUFFER = 1 << 16
 
 
 def split_name(value: str) -> str:
@@ -82,10 +47,14 @@ def locate(path: str, format: Format = "auto") -> list[Source]:
     """
     if path.startswith("hub:"):
         return [Source(path, "hub")]
-    place = Path(path).expanduser()
-    if place.is_symlink() and not place.exists():
-        raise DataError(f"'{path}' is a link to '{place.readlink()}', which is not there")
-    if not place.exists():
+    try:
+        place = Path(path).expanduser()
+        there = place.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"is no path that can be read: {error}", where=repr(path[:80]), hint="Check it.") from None
+    if place.is_symlink() and not there:
+        raise DataError(f"'{path}' is a link to '{place.readlink()}', which is not there", hint="Name the file itself.")
+    if not there:
         raise DataError(f"there is no file or folder '{path}'", hint=_neighbour(place))
     if place.is_dir():
         return _in_folder(place, format)
@@ -102,7 +71,7 @@ def _neighbour(place: Path) -> str:
 def _format_of(place: Path, format: Format) -> Format:
     if format != "auto":
         return format
-    suffix = place.with_suffix("").suffix if place.suffix == ".gz" else place.suffix
+    suffix = place.with_suffix("").suffix if place.suffix.lower() == ".gz" else place.suffix
     if suffix.lower() not in _FORMATS:
         raise DataError(
             f"the format of '{place.name}' cannot be told from its name",
@@ -113,7 +82,9 @@ def _format_of(place: Path, format: Format) -> Format:
 
 def _in_folder(folder: Path, format: Format) -> list[Source]:
     if (folder / "dataset_dict.json").is_file():
-        splits = _saved(folder / "dataset_dict.json", "splits")
+        splits = [
+            _inside(folder / "dataset_dict.json", name) for name in _saved(folder / "dataset_dict.json", "splits")
+        ]
         return _with_splits([Source(str(folder / s), "datasets", split_name(s)) for s in splits])
     if (folder / "state.json").is_file():
         return [Source(str(folder), "datasets")]
@@ -136,6 +107,13 @@ def _saved(path: Path, field: str) -> list[Any]:
         ) from None
 
 
+def _inside(path: Path, name: Any) -> str:
+    """Return a name that `path` lists, if it is that of a file or folder beside it."""
+    if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:
+        raise DataError(f"lists {name!r:.80}, which is no name", where=str(path), hint="Save the data set again.")
+    return name
+
+
 def _with_splits(sources: list[Source]) -> list[Source]:
     """Keep the splits that names suggest only where both sides are there and every source has one."""
     if {s.split for s in sources} == {"train", "heldout"}:
@@ -154,8 +132,8 @@ def files(source: Source) -> list[Path]:
 def read(source: Source) -> Iterator[Row | Bad]:
     """Yield the rows of a source. Raises DataError when the file as a whole cannot be read."""
     readers = {
-        "jsonl": _jsonl,
-        "json": _json,
+        "jsonl": json_rows.read_lines,
+        "json": json_rows.read_file,
         "csv": _csv,
         "parquet": _parquet,
         "datasets": _saved_dataset,
@@ -163,117 +141,50 @@ def read(source: Source) -> Iterator[Row | Bad]:
     }
     try:
         yield from readers[source.format](source)
-    except (OSError, EOFError, pa.ArrowException) as error:
-        raise DataError(f"the file cannot be read: {error}", where=source.name) from error
-
-
-def _open(path: str) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
-
-
-def _lines(source: Source) -> Iterator[tuple[int, bytes]]:
-    with _open(source.path) as file:
-        for number, line in enumerate(file, 1):
-            if number == 1:
-                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise DataError("the file is UTF-16", where=source.name, hint="Save it as UTF-8.")
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            yield number, line
-
-
-def _jsonl(source: Source) -> Iterator[Row | Bad]:
-    for number, line in _lines(source):
-        if line.strip():
-            yield _json_row(line, f"{source.name}:{number}", source.split)
-
-
-def _json_row(line: bytes, where: str, split: str) -> Row | Bad:
-    try:
-        value = json.loads(line.decode(), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        return Bad(where, "not UTF-8", f"byte {error.start}")
-    except json.JSONDecodeError as error:
-        return Bad(where, "broken JSON", f"{error.msg.removesuffix(' at')} at character {error.pos + 1}")
-    except (ValueError, RecursionError) as error:
-        return Bad(where, "broken JSON", str(error))
-    return _row(value, where, split)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError(f"a name stands twice among {[name for name, _ in pairs]}")
-    return made
-
-
-def _row(value: Any, where: str, split: str) -> Row | Bad:
-    if isinstance(value, dict):
-        return Row(where, value, split)
-    return Bad(where, "not an object with named fields", f"found {type(value).__name__}")
-
-
-def _json(source: Source) -> Iterator[Row | Bad]:
-    with _open(source.path) as file:
-        text = file.read().removeprefix(b"\xef\xbb\xbf")
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        line = text.count(b"\n", 0, error.start) + 1
-        raise DataError("the file is not UTF-8", where=f"{source.name}:{line}", hint="Save it as UTF-8.") from None
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            yield from _jsonl(source)
-            return
-        raise DataError(f"broken JSON: {error.msg}", where=f"{source.name}:{error.lineno}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"broken JSON: {error}", where=source.name) from None
-    for number, item in enumerate(_items(value, source.name), 1):
-        yield _row(item, f"{source.name}:{number}", source.split)
-
-
-def _items(value: Any, name: str) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    tables = {k: v for k, v in value.items() if isinstance(v, list)} if isinstance(value, dict) else {}
-    if "data" in tables:
-        return tables["data"]
-    if len(tables) == 1 and all(isinstance(item, dict) for item in next(iter(tables.values()))):
-        return next(iter(tables.values()))
-    if isinstance(value, dict) and not tables:
-        return [value]
-    raise DataError(
-        f"expected an array of objects, or an object with one array of them, found {sorted(tables) or type(value).__name__}",
-        where=name,
-        hint='Write the rows as [{...}, {...}], as {"data": [{...}, ...]}, or one a line in a .jsonl file.',
-    )
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise DataError(
+            f"the file cannot be read as {source.format}: {error}",
+            where=source.name,
+            hint="Is it whole, and of that format?",
+        ) from error
 
 
 def _csv(source: Source) -> Iterator[Row | Bad]:
     csv.field_size_limit(_LONGEST_FIELD)
-    with _open(source.path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as text:
+    with opened(source.path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as text:
         header = text.readline()
-        if not header:
-            return
         if header.startswith(("\udcff\udcfe", "\udcfe\udcff")):
             raise DataError("the file is UTF-16", where=source.name, hint="Save it as UTF-8.")
-        delimiter = max("\t,;", key=header.count)
-        names = next(csv.reader([header], delimiter=delimiter), [])
-        if not names or len(set(names)) < len(names):
-            raise DataError(f"the header has no or repeated names: {names}", where=f"{source.name}:1")
-        reader, before = csv.reader(text, delimiter=delimiter, strict=True), 0
-        while True:
-            where, before = f"{source.name}:{reader.line_num + 2}", reader.line_num
+        reader = csv.reader(chain([header], text), delimiter=max("\t,;", key=header.count), strict=True)
+        names = _header(reader, source.name)
+        while names:
+            before = reader.line_num
+            where = f"{source.name}:{before + 1}"
             try:
                 values = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Bad(where, "broken CSV", str(error))
-                if reader.line_num == before:
+                lines = reader.line_num - before
+                yield Bad(where, "broken CSV", str(error) + (f"; {lines} lines are lost" if lines > 1 else ""))
+                if not lines:
                     return
                 continue
             if values:
                 yield _csv_row(names, values, where, source.split)
+
+
+def _header(reader: Iterator[list[str]], name: str) -> list[str]:
+    """Return the names of the columns, none for an empty file."""
+    try:
+        names = next(reader, [])
+    except csv.Error as error:
+        raise DataError(f"the header cannot be read: {error}", where=f"{name}:1", hint="Mend its quotes.") from None
+    if len(set(names)) < len(names):
+        raise DataError(f"the header has repeated names: {names}", where=f"{name}:1", hint="Rename one of them.")
+    if any("\udc80" <= c <= "\udcff" for column in names for c in column):
+        raise DataError("the header is not UTF-8", where=f"{name}:1", hint="Save the file as UTF-8.")
+    return names
 
 
 def _csv_row(names: list[str], values: list[str], where: str, split: str) -> Row | Bad:
@@ -285,38 +196,47 @@ def _csv_row(names: list[str], values: list[str], where: str, split: str) -> Row
 
 
 def _parquet(source: Source) -> Iterator[Row | Bad]:
-    with pq.ParquetFile(source.path) as file:
+    with pq.ParquetFile(source.path, buffer_size=_BUFFER, pre_buffer=False) as file:  # else it keeps what it has read
         yield from _batches(file.iter_batches(batch_size=_BATCH), source)
 
 
 def _batches(batches: Iterator[pa.RecordBatch], source: Source) -> Iterator[Row | Bad]:
-    number = 0
+    number, name = 0, source.name
     for batch in batches:
+        names = batch.schema.names
+        if len(set(names)) < len(names):
+            raise DataError(f"columns have the same name: {names}", where=name, hint="Rename one of them.")
         try:
             rows: list[Any] = batch.to_pylist()
-        except (UnicodeDecodeError, ValueError, OverflowError):
+        except _UNREADABLE:
             rows = [_one(batch, i) for i in range(batch.num_rows)]
         for row in rows:
             number += 1
-            where = f"{source.name}:{number}"
+            where = f"{name}:{number}"
             yield Bad(where, row.reason, row.detail) if isinstance(row, Bad) else Row(where, row, source.split)
+
+
+_UNREADABLE = (UnicodeDecodeError, ValueError, OverflowError, KeyError, ImportError, NotImplementedError)
+"""What a value raises that Python has no form for: text that is not UTF-8, dates beyond the calendar, unknown time zones."""
 
 
 def _one(batch: pa.RecordBatch, index: int) -> Any:
     try:
         return batch.slice(index, 1).to_pylist()[0]
-    except (UnicodeDecodeError, ValueError, OverflowError) as error:
+    except _UNREADABLE as error:
         return Bad(f"row {index}", "unreadable value", str(error))
 
 
 def _saved_dataset(source: Source) -> Iterator[Row | Bad]:
-    folder = Path(source.path)
-    files = [folder / item["filename"] for item in _saved(folder / "state.json", "_data_files")]
+    state = Path(source.path) / "state.json"
+    listed = [item.get("filename") if isinstance(item, dict) else item for item in _saved(state, "_data_files")]
+    files = [state.with_name(_inside(state, name)) for name in listed]
 
     def batches() -> Iterator[pa.RecordBatch]:
         for path in files:
             with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
                 for batch in stream:
+                    batch.validate(full=True)
                     for start in range(0, batch.num_rows, _BATCH):
                         yield batch.slice(start, _BATCH)
 
@@ -352,8 +272,3 @@ def _hub(source: Source) -> Iterator[Row | Bad]:
             hint="Check the name, the configuration and the split (hub:org/name/configuration@split) and the network; "
             "or download the file and give its path.",
         ) from error
-
-
-def missing(value: Any) -> bool:
-    """Whether a value stands for nothing: null, or the NaN that spreadsheets and data frames write for it."""
-    return value is None or (isinstance(value, float) and math.isnan(value))

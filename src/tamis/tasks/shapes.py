@@ -14,7 +14,7 @@ from typing import Any
 
 from tamis.errors import ConfigError, nearest
 from tamis.records import Message
-from tamis.tasks.readers import missing
+from tamis.tasks.rows import missing
 
 PROMPT_FIELDS = ("prompt", "question", "instruction", "problem", "query", "input")
 ANSWER_FIELDS = (
@@ -76,9 +76,9 @@ def check_map(mapping: Mapping[str, str]) -> None:
 
 def parts(fields: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> Parts:
     """Return what a row says. Raises Unfit with the reason when it gives no prompt."""
-    present = tuple(k for k, v in fields.items() if not missing(v))
-    found = mapped(fields, mapping) if mapping else {role: fields[name] for role, name in _roles(present).items()}
-    shape = "/".join(mapping.values()) if mapping else "/".join(_roles(present).values())
+    names = mapping or _roles(tuple([k for k, v in fields.items() if v is not None and not missing(v)]))
+    found = mapped(fields, mapping) if mapping else {role: fields[name] for role, name in names.items()}
+    shape = "/".join(names.values())
     metadata = {"id": found["id"]} if not missing(found.get("id")) else {}
     shape = shape.removesuffix("/id")
     if "messages" in found:
@@ -158,9 +158,13 @@ def _closeness(name: str, known: Sequence[str]) -> float:
 
 
 def _text(value: Any, what: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise Unfit(f"{what} is not text", f"found {type(value).__name__}")
-    text = value if isinstance(value, str) else str(value)
+    text = value
+    if not isinstance(value, str):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Unfit(f"{what} is not text", f"found {type(value).__name__}")
+        text = str(value)
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -193,7 +197,7 @@ def _from_messages(value: Any) -> tuple[tuple[Message, ...], tuple[str, ...]]:
 
 
 def _message(item: Any) -> Message:
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         raise Unfit("a message is not an object", f"found {type(item).__name__}")
     speaker = item.get("role", item.get("from"))
     if not isinstance(speaker, str) or speaker not in _SPEAKERS:
@@ -235,6 +239,8 @@ def _references(value: Any) -> tuple[str, ...]:
 
 def plain(value: Any) -> Any:
     """Return a value as JSON can hold it (dates and the like as text, NaN as null), for metadata."""
+    if isinstance(value, str | int):
+        return value
     if missing(value):
         return None
     try:

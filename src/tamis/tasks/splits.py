@@ -5,7 +5,7 @@ never land on both sides, the count is exact, and rows added to a file move few 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 
 from tamis.errors import ConfigError
@@ -19,7 +19,7 @@ def normalise(text: str) -> str:
 
     Signs that carry meaning in a formula (`+ - * / ! ' ( )`) stay.
     """
-    return re.sub(r"\s+", " ", _LIGHT.sub(" ", unify(text))).strip().casefold()
+    return " ".join(_LIGHT.sub(" ", unify(text)).split()).casefold()
 
 
 def key(text: str) -> bytes:
@@ -30,12 +30,6 @@ def key(text: str) -> bytes:
 def exact_key(text: str) -> bytes:
     """Return the 16-byte key of the text as it is."""
     return blake2b(text.encode(), digest_size=16).digest()
-
-
-def seeded(keys: Iterable[bytes], seed: int) -> list[bytes]:
-    """Return the keys in an order drawn from the seed and each key alone (for a subset that is stable under new rows)."""
-    salt = seed.to_bytes(16, "big", signed=True)
-    return sorted(keys, key=lambda k: blake2b(k, digest_size=16, salt=salt).digest())
 
 
 def heldout_count(n: int, heldout: float | int) -> int:

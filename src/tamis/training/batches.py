@@ -1,35 +1,67 @@
 """Examples to windows (one optimizer step) to micro-batches (one forward pass). Knows token ids only, no tokenizer."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from tamis import hashing
-from tamis.records import Example
+from tamis.records import Example, Target
 
 Batching = Literal["bucket", "pack"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An example ready to train on: `ids` (L,) int32 and `weights` (L,) float32 with the example's weight multiplied in."""
+    """An example ready to train on: `ids` (L,) int32 and `weights` (L,) float32 with the example's weight multiplied in.
+
+    `extra` is what else an objective reads, by name: arrays (L, ...) with an entry per token (old log-probabilities, a
+    teacher's), or scalars () of the example (a reward, a margin). `others` are sequences that must be in the same
+    micro-batch, as the rejected answer of a pair; they have the same names in `extra`.
+    """
 
     example: Example
     ids: np.ndarray
     weights: np.ndarray
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    others: "tuple[Row, ...]" = ()
 
     def __len__(self) -> int:
-        return len(self.ids)
+        """Return the number of tokens of all sequences."""
+        return sum(len(s.ids) for s in self.sequences)
+
+    @property
+    def sequences(self) -> "tuple[Row, ...]":
+        """This row's own sequence and its others."""
+        return (self, *self.others)
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest sequence."""
+        return max(len(s.ids) for s in self.sequences)
 
     @property
     def trained(self) -> int:
         """Number of trained tokens."""
-        return int(np.count_nonzero(self.weights))
+        return sum(int(np.count_nonzero(s.weights)) for s in self.sequences)
+
+
+def sft_row(example: Example) -> Row:
+    """Return the row of an example's target: what objectives without a method `row` train on."""
+    return target_row(example, example.target)
+
+
+def target_row(example: Example, target: Target, **extra: ArrayLike) -> Row:
+    """Return the row of one target of `example`, with `extra` beside it."""
+    ids = np.asarray(target.token_ids, dtype=np.int32)
+    weights = np.asarray(target.weights, dtype=np.float32) * np.float32(example.weight)
+    return Row(example, ids, weights, {name: np.asarray(values) for name, values in extra.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +79,9 @@ class Batch:
     `input_ids` (B, L) int64; `weights` (B, L) float32, `weights[:, i]` for predicting `input_ids[:, i]`, 0 at padding;
     `position_ids` (B, L) int64, from 0 in every example; `attention_mask` (B, L) int64, None where no row is padded.
     `spans[k]` = (row, start, stop) is where `examples[k]` lies. `packed`: rows hold several examples, kept apart by their
-    position ids.
+    position ids, and by the `boundaries` (n + 1,) int32 of its n examples where the model's attention takes them.
+    `extra` has the rows' extra by name: (B, L, ...) per token, 0 at padding; (n,) per example, in the order of `spans`. The
+    sequences of one row (`Row.others`) follow each other.
     """
 
     input_ids: torch.Tensor
@@ -57,6 +91,8 @@ class Batch:
     examples: tuple[Example, ...]
     spans: tuple[tuple[int, int, int], ...]
     packed: bool = False
+    boundaries: torch.Tensor | None = None
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def inputs(self) -> dict[str, Any]:
         """Return the keyword arguments of the model's forward pass.
@@ -65,6 +101,8 @@ class Batch:
         examples of a row apart under exactly these conditions.
         """
         given: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False}
+        if self.boundaries is not None:
+            given["cu_seq_lens_q"] = self.boundaries
         if self.packed:
             return given | {"position_ids": self.position_ids}
         if self.attention_mask is not None:
@@ -72,24 +110,26 @@ class Batch:
         return given
 
 
-def admit(examples: Sequence[Example], *, max_length: int, vocabulary: int) -> tuple[list[Row], list[Refused]]:
+def admit(
+    examples: Sequence[Example], *, max_length: int, vocabulary: int, row: Callable[[Example], Row] = sft_row
+) -> tuple[list[Row], list[Refused]]:
     """Return the rows that can be trained on, and the examples that cannot.
 
-    `vocabulary` is the number of embedding rows of the model.
+    `vocabulary` is the number of embedding rows of the model; `row` makes the row of an example.
     """
     rows, refused = [], []
     for example in examples:
-        ids = np.asarray(example.target.token_ids, dtype=np.int32)
-        weights = np.asarray(example.target.weights, dtype=np.float32) * np.float32(example.weight)
-        reason = _fault(ids, weights, max_length, vocabulary)
+        made = row(example)
+        reason = next(filter(None, (_fault(s, max_length, vocabulary) for s in made.sequences)), "")
         if reason:
             refused.append(Refused(example.id, reason))
         else:
-            rows.append(Row(example, ids, weights))
+            rows.append(made)
     return rows, refused
 
 
-def _fault(ids: np.ndarray, weights: np.ndarray, max_length: int, vocabulary: int) -> str:
+def _fault(row: Row, max_length: int, vocabulary: int) -> str:
+    ids, weights = row.ids, row.weights
     if not len(ids):
         return "not rendered: the target has no token ids"
     if len(ids) != len(weights):
@@ -104,6 +144,11 @@ def _fault(ids: np.ndarray, weights: np.ndarray, max_length: int, vocabulary: in
         return f"longer than {max_length} tokens"
     if ids.min() < 0 or ids.max() >= vocabulary:
         return "a token id is outside the model's vocabulary"
+    for name, values in row.extra.items():
+        if values.ndim and len(values) != len(ids):
+            return f"token ids and {name} differ in length"
+        if not np.isfinite(values).all():
+            return f"{name} has a value that is not finite"
     return ""
 
 
@@ -190,14 +235,14 @@ def split(rows: Sequence[Row], *, tokens: int, batching: Batching) -> list[list[
     bucket: rows in order of length, longest first, each group padded to its longest. pack: best-fit decreasing, each group
     becomes one row. Ties keep the order of `rows`.
     """
-    ordered = sorted(rows, key=len, reverse=True)
+    ordered = sorted(rows, key=len if batching == "pack" else lambda row: row.longest, reverse=True)
     return _bucket(ordered, tokens) if batching == "bucket" else _pack(ordered, tokens)
 
 
 def _bucket(ordered: Sequence[Row], tokens: int) -> list[list[Row]]:
     groups: list[list[Row]] = []
     for row in ordered:
-        if groups and (len(groups[-1]) + 1) * len(groups[-1][0]) <= tokens:
+        if groups and sum(len(r.sequences) for r in (*groups[-1], row)) * groups[-1][0].longest <= tokens:
             groups[-1].append(row)
         else:
             groups.append([row])
@@ -219,42 +264,90 @@ def _pack(ordered: Sequence[Row], tokens: int) -> list[list[Row]]:
     return groups
 
 
-def collate(rows: Sequence[Row], *, packed: bool, device: torch.device | str = "cpu") -> Batch:
-    """Return the batch of one micro-batch on `device`: one line per row, or all of them in one line when `packed`."""
-    lengths = [len(row) for row in rows]
+def collate(
+    rows: Sequence[Row], *, packed: bool, boundaries: bool = False, device: torch.device | str = "cpu"
+) -> Batch:
+    """Return the batch of one micro-batch on `device`: one line per sequence, or all of them in one line when `packed`.
+
+    `boundaries`: give a packed line's boundaries to the model.
+    """
+    sequences = [s for row in rows for s in row.sequences]
+    lengths = [len(s.ids) for s in sequences]
+    ends = np.cumsum([0, *lengths])
     if packed:
-        ends = np.cumsum(lengths).tolist()
-        spans = [(0, end - length, end) for end, length in zip(ends, lengths, strict=True)]
-        shape = (1, ends[-1])
+        spans = [(0, int(start), int(end)) for start, end in itertools.pairwise(ends)]
+        shape = (1, int(ends[-1]))
     else:
         spans = [(line, 0, length) for line, length in enumerate(lengths)]
-        shape = (len(rows), max(lengths))
-    ids, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
-    positions = np.zeros(shape, dtype=np.int64) if packed else np.arange(shape[1])[None].repeat(shape[0], axis=0)
-    mask = None if packed or min(lengths) == shape[1] else np.zeros(shape, dtype=np.int64)
-    for row, (line, start, stop) in zip(rows, spans, strict=True):
-        ids[line, start:stop], weights[line, start:stop] = row.ids, row.weights
-        if packed:
-            positions[line, start:stop] = np.arange(stop - start)
-        if mask is not None:
-            mask[line, start:stop] = 1
-    ids_t, weights_t, positions_t = (torch.from_numpy(a).to(device) for a in (ids, weights, positions))
-    mask_t = None if mask is None else torch.from_numpy(mask).to(device)
-    examples = tuple(row.example for row in rows)
-    return Batch(ids_t, weights_t, positions_t, mask_t, examples, tuple(spans), packed)
+        shape = (len(sequences), max(lengths))
+    ragged = not packed and min(lengths) < shape[1]
+    tokens = {
+        "input_ids": [s.ids.astype(np.int64) for s in sequences],
+        "weights": [s.weights for s in sequences],
+        "position_ids": [np.arange(length) for length in lengths],
+        "attention_mask": [np.ones(length, dtype=np.int64) for length in lengths],
+    }
+    laid = {name: _laid(parts, spans, shape, device) for name, parts in tokens.items()}
+    if not packed:
+        laid["position_ids"] = torch.arange(shape[1], device=device).expand(shape)
+    return Batch(
+        input_ids=laid["input_ids"],
+        weights=laid["weights"],
+        position_ids=laid["position_ids"],
+        attention_mask=laid["attention_mask"] if ragged else None,
+        examples=tuple(s.example for s in sequences),
+        spans=tuple(spans),
+        packed=packed,
+        boundaries=torch.tensor(ends, dtype=torch.int32, device=device) if boundaries and packed else None,
+        extra=_extra(sequences, spans, shape, device),
+    )
 
 
-def keeps_packed_apart(module: Any) -> bool:
-    """Whether the model gives a packed row the outputs of its examples alone. Found out on one row of two examples."""
+def _laid(
+    parts: Sequence[np.ndarray],
+    spans: Sequence[tuple[int, int, int]],
+    shape: tuple[int, int],
+    device: torch.device | str,
+) -> torch.Tensor:
+    """Return (B, L, ...) of `shape` (B, L) with each part (length, ...) at its span, 0 elsewhere."""
+    whole = np.zeros((*shape, *parts[0].shape[1:]), dtype=parts[0].dtype)
+    for part, (line, start, stop) in zip(parts, spans, strict=True):
+        whole[line, start:stop] = part
+    return torch.from_numpy(whole).to(device)
+
+
+def _extra(
+    sequences: Sequence[Row], spans: Sequence[tuple[int, int, int]], shape: tuple[int, int], device: torch.device | str
+) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, first in sequences[0].extra.items():
+        values = [s.extra[name] for s in sequences]
+        per_token = first.ndim > 0
+        found[name] = (
+            _laid(values, spans, shape, device) if per_token else torch.from_numpy(np.stack(values)).to(device)
+        )
+    return found
+
+
+def keeps_packed_apart(module: Any, *, boundaries: bool = False) -> bool:
+    """Whether the model gives a packed row the outputs of its examples alone. Found out on one row of two examples.
+
+    `boundaries`: with the boundaries of the examples among its inputs.
+    """
     device = next(module.parameters()).device
     vocabulary = module.get_input_embeddings().weight.shape[0]
     ids = torch.arange(1, 9, device=device)[None] % vocabulary
-    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]], device=device)
+    given: dict[str, Any] = {
+        "position_ids": torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]], device=device),
+        "use_cache": False,
+    }
+    if boundaries:
+        given["cu_seq_lens_q"] = torch.tensor([0, 5, 8], dtype=torch.int32, device=device)
     training = module.training
     module.eval()
     try:
         with torch.no_grad():
-            both = module(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 5:]
+            both = module(input_ids=ids, **given).logits[:, 5:]
             alone = module(input_ids=ids[:, 5:], use_cache=False).logits
     except TypeError:
         return False

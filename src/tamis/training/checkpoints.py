@@ -24,8 +24,9 @@ WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "sta
 class Checkpoint:
     """What a checkpoint holds.
 
-    `weights` and `optimizer` map names to CPU tensors; `digest` says what was trained and how (see `Checkpoints`); `step` is
-    the number of finished steps; `progress` is plain data of the loop, `source` of the batch source.
+    `weights` and `optimizer` map names to CPU tensors, of a stored checkpoint read one by one when they are asked for;
+    `digest` says what was trained and how (see `Checkpoints`); `step` is the number of finished steps; `progress` is plain
+    data of the loop, `source` of the batch source.
     """
 
     step: int
@@ -104,15 +105,39 @@ class Checkpoints:
         return None
 
 
+class _Stored(Mapping[str, torch.Tensor]):
+    """The tensors of a safetensors file. Each is read when it is asked for, so that resuming needs no second copy of all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._opened() as file:
+            self.names = tuple(file.keys())
+
+    def _opened(self) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(self.path, framework="pt")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        with self._opened() as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 def read(path: Path) -> Checkpoint:
     """Return the checkpoint in folder `path`. Raises ValueError, KeyError or OSError when it is damaged."""
-    from safetensors.torch import load_file
-
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     for name, expected in state["files"].items():
         if file_digest(path / name) != expected:
             raise ValueError(f"{name} does not have the checksum it was written with")
-    weights, optimizer = load_file(path / WEIGHTS), load_file(path / OPTIMIZER)
+    weights, optimizer = _Stored(path / WEIGHTS), _Stored(path / OPTIMIZER)
     return Checkpoint(state["step"], state["digest"], weights, optimizer, state["progress"], state["source"])
 
 

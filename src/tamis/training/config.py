@@ -30,15 +30,20 @@ class TuneConfig(BaseModel):
     )
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps with a linearly rising learning rate")
     batch_size: int = Field(16, ge=1, description="examples per optimizer step (the window)")
-    micro_batch_tokens: int = Field(
-        4096, ge=1, description="tokens per forward pass, padding included; bounds memory, not the mathematics"
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens per forward pass, padding included; bounds memory, not the mathematics; null: 512 on a CPU, "
+        "4096 elsewhere",
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay of matrices; norms and biases have none")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW moment decay rates")
     eps: float = Field(1e-8, gt=0, description="AdamW epsilon")
     clip: float | None = Field(1.0, gt=0, description="largest norm of a window's gradient; null: no clipping")
-    batching: Literal["bucket", "pack"] = Field(
-        "bucket", description="bucket: rows of like length, padded; pack: several examples in one row, kept apart"
+    batching: Literal["auto", "bucket", "pack"] = Field(
+        "auto",
+        description="bucket: rows of like length, padded; pack: several examples in one row, kept apart; auto: pack where "
+        "the model can attend example by example (on a CPU), else bucket",
     )
     max_length: int = Field(2048, ge=2, description="longer examples are refused and counted, never cut")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about 30 % slower")

@@ -8,8 +8,9 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +19,10 @@ import torch
 from tamis import hashing
 from tamis.errors import TrainingError
 from tamis.records import Example
+from tamis.training.attention import by_example
 from tamis.training.batches import (
     Batch,
+    Batching,
     BatchSource,
     EpochSource,
     Refused,
@@ -27,10 +30,12 @@ from tamis.training.batches import (
     admit,
     collate,
     keeps_packed_apart,
+    sft_row,
     split,
 )
 from tamis.training.checkpoints import Checkpoint, Checkpoints, CurveFile, load_optimizer, optimizer_tensors
 from tamis.training.config import TuneConfig
+from tamis.training.memory import kept
 from tamis.training.world import World
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -38,9 +43,16 @@ OnEvent = Callable[[dict[str, Any]], None]
 DIVERGED_STEPS, DIVERGED_FACTOR, DIVERGED_RISE = 5, 3.0, 10.0
 """Training has diverged when so many losses in a row are above factor * |first loss| + rise."""
 
+MICRO_BATCH_TOKENS = {"cpu": 512}
+MICRO_BATCH_TOKENS_ELSEWHERE = 4096
+"""Tokens per forward pass where the config does not say: on a CPU, what still fits its caches."""
+
 
 class Objective(Protocol):
-    """What the loop asks of an objective."""
+    """What the loop asks of an objective.
+
+    An objective that reads more of an example than its target has a method `row(example) -> Row`, which lays it out.
+    """
 
     def weight(self, batch: Batch) -> float:
         """Return what the batch counts in its window."""
@@ -91,11 +103,12 @@ def fit(
     """
     world = World(config.dtype)
     emit = on_event if on_event and world.main else _silent
-    rows, refused = _admit(module, examples, config, emit)
+    rows, refused = _admit(module, examples, objective, config, emit)
     order_seed = config.data_seed if config.data_seed is not None else hashing.derive_seed(seed, "data")
     source = source or EpochSource(rows, config.batch_size, config.epochs, order_seed, config.max_steps)
-    with _own_randomness():
-        trainer = _Trainer(module, objective, config, source, seed, world, emit)
+    keeping = kept() if world.device.type == "cpu" else nullcontext()
+    with _own_randomness(), keeping, by_example(module, world.device) as alone:
+        trainer = _Trainer(module, objective, config, source, seed, world, emit, alone)
         ids = [row.example.id for row in rows]
         digest = hashing.digest(config.mathematics(), seed, stamp, ids, _options(objective), trainer.shapes())
         trainer.run(folder, digest)
@@ -112,10 +125,12 @@ def _options(objective: Objective) -> Any:
 
 
 def _admit(
-    module: Any, examples: Sequence[Example], config: TuneConfig, emit: OnEvent
+    module: Any, examples: Sequence[Example], objective: Objective, config: TuneConfig, emit: OnEvent
 ) -> tuple[list[Row], list[Refused]]:
     limit = min(config.max_length, getattr(module.config, "max_position_embeddings", None) or config.max_length)
-    rows, refused = admit(examples, max_length=limit, vocabulary=module.get_input_embeddings().weight.shape[0])
+    vocabulary = module.get_input_embeddings().weight.shape[0]
+    row = getattr(objective, "row", sft_row)
+    rows, refused = admit(examples, max_length=limit, vocabulary=vocabulary, row=row)
     reasons = [r.reason for r in refused]
     counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     found = ", ".join(f"{reason} ({n})" for reason, n in counts.items()) or "there are none"
@@ -150,13 +165,16 @@ class _Trainer:
         seed: int,
         world: World,
         emit: OnEvent,
+        alone: bool,
     ) -> None:
         self.module, self.objective, self.config, self.source = module, objective, config, source
         self.seed, self.world, self.emit = seed, world, emit
         self.done, self.trained, self.seconds = 0, 0, 0.0
         self.curve: list[dict[str, Any]] = []
-        self.tokens = config.micro_batch_tokens
-        self.batching = config.batching
+        usual = MICRO_BATCH_TOKENS.get(world.device.type, MICRO_BATCH_TOKENS_ELSEWHERE)
+        self.tokens = config.micro_batch_tokens or usual
+        self.alone = alone
+        self.batching: Batching = "bucket"
         self.last_good: Path | None = None
         world.place(module)
         self.names = {p: name for name, p in module.named_parameters() if p.requires_grad}
@@ -170,8 +188,11 @@ class _Trainer:
         """Set up the module as the config says, and report it."""
         if self.config.gradient_checkpointing:
             self.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        if self.batching == "pack" and not keeps_packed_apart(self.module):
-            self.batching = "bucket"
+        wanted = self.config.batching
+        self.alone = self.alone and wanted != "bucket" and keeps_packed_apart(self.module, boundaries=True)
+        if self.alone or (wanted == "pack" and keeps_packed_apart(self.module)):
+            self.batching = "pack"
+        elif wanted == "pack":
             text = "this architecture does not keep packed examples apart: padded batches are used"
             self.emit({"event": "packing off", "text": text})
         steps, dtype = self.source.steps, "bfloat16" if self.world.half else "float32"
@@ -216,6 +237,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
         self.trained += int(totals.pop("trained"))
         self.seconds += time.perf_counter() - started
@@ -243,9 +265,9 @@ class _Trainer:
     def accumulate(self, rows: Sequence[Row]) -> dict[str, float] | None:
         """Run this process's share of the window forward and backward. Return None if memory ran out anywhere."""
         share = sorted(rows, key=len, reverse=True)[self.world.rank :: self.world.size]
-        packed = self.batching == "pack"
         groups = split(share, tokens=self.tokens, batching=self.batching)
-        batches = [collate(group, packed=packed, device=self.world.device) for group in groups]
+        laid_out = partial(collate, packed=self.batching == "pack", boundaries=self.alone, device=self.world.device)
+        batches = [laid_out(group) for group in groups]
         weight = self.world.total({"weight": sum(self.objective.weight(b) for b in batches)})["weight"]
         if not weight > 0:
             raise TrainingError(f"the examples of step {self.done + 1} weigh {weight}", where=self.at())
@@ -273,7 +295,7 @@ class _Trainer:
         gc.collect()
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
-        longest = max(len(row) for row in rows)
+        longest = max(len(row.sequences) * row.longest for row in rows)
         size = min(self.tokens, len(rows) * longest)
         if size <= longest:
             raise TrainingError(
