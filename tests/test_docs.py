@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ["getting-started.md", "concepts.md", "data.md", "models.md", "judges.md", "resume.md", "contributing.md"]
+PAGES = ["getting-started.md", "concepts.md", "data.md", "models.md", "judges.md", "plan.md", "resume.md", "contributing.md"]
 BLOCK = re.compile(r"^```(\w+)( no-run)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -32,7 +32,7 @@ def test_code_blocks_run(page, tmp_path):
         assert done.returncode == 0, f"{page}:\n{code}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, "architecture.md"])
+@pytest.mark.parametrize("page", [*PAGES, "architecture.md", "endpoints.md", "robustness.md"])
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", (DOCS / page).read_text(encoding="utf-8")):
         assert (DOCS / target).exists(), f"{page} links to {target}"
