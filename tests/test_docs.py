@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ["getting-started.md", "concepts.md", "data.md", "models.md", "judges.md", "plan.md", "resume.md", "contributing.md"]
+PAGES = [
+    "getting-started.md",
+    "concepts.md",
+    "data.md",
+    "models.md",
+    "judges.md",
+    "plan.md",
+    "resume.md",
+    "contributing.md",
+]
 BLOCK = re.compile(r"^```(\w+)( no-run)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
