@@ -1,6 +1,6 @@
 """Data in: chat records from a file to the shards of a task stage, against `datasets`.
 
-tamis: the whole stage as a run does it (digest of the file, two readings, checks, exact duplicates, exact held-out count,
+tamis: the whole stage as a run does it (digest of the file, one reading, checks, exact duplicates, exact held-out count,
 content ids, synced Parquet shards). Peers, each in a fresh process: `datasets` streaming with checks of the same kind in a
 user's map function and Parquet shards written (one reading, so the held-out count is only near what was asked); streaming,
 iterated and nothing else; and `load_dataset` into a new cache, iterated. Memory: the stage's peak at `--large` records
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +45,13 @@ def write(folder: Path, count: int) -> dict[str, Path]:
     import pyarrow.parquet as pq
 
     places = {kind: folder / f"chat-{count}.{kind}" for kind in ("jsonl", "parquet")}
-    writer, rows = None, []
+    made, writer = records(count), None
     with places["jsonl"].open("w") as lines:
-        for record in records(count):
-            lines.write(json.dumps(record) + "\n")
-            rows.append(record)
-            if len(rows) == 10_000:
-                table, rows = pa.Table.from_pylist(rows), []
-                writer = writer or pq.ParquetWriter(places["parquet"], table.schema)
-                writer.write_table(table)
-    if rows:
-        table = pa.Table.from_pylist(rows)
-        writer = writer or pq.ParquetWriter(places["parquet"], table.schema)
-        writer.write_table(table)
+        while rows := list(islice(made, 10_000)):
+            lines.writelines(json.dumps(row) + "\n" for row in rows)
+            table = pa.Table.from_pylist(rows)
+            writer = writer or pq.ParquetWriter(places["parquet"], table.schema)
+            writer.write_table(table)
     if writer:
         writer.close()
     return places

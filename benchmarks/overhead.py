@@ -36,12 +36,12 @@ def recipe(model: str, small: bool) -> Any:
 def whole(made: Any, folder: Path) -> dict[str, Any]:
     from tamis import pipeline
 
-    run = pipeline.run(made, runs_dir=folder)
-    return {"completions": len(run.completions()), "examples": len(run.examples)} | stage_seconds(run)
-
-
-def stage_seconds(run: Any) -> dict[str, Any]:
-    return {"stages": {s["kind"]: s["seconds"] for s in run.manifest["stages"]}}
+    stages = {stage["kind"]: stage for stage in pipeline.run(made, runs_dir=folder).manifest["stages"]}
+    counts = {"completions": "sample", "examples": "compose"}
+    return {
+        **{what: stages[kind]["counts"][what] for what, kind in counts.items()},
+        "stages": {kind: stage["seconds"] for kind, stage in stages.items()},
+    }
 
 
 def bare(made: Any, folder: Path) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def bare(made: Any, folder: Path) -> dict[str, Any]:
     from tamis.training import tune
 
     ref = resolve(made.model)
-    model = load(ref, **made.engine.model_dump())
+    model = load(ref, engine=made.engine.name, **made.engine.options)
     ctx = Context(seed=made.seed, model=model, chat=model.chat)
     prompts = list(registry.build("task", made.task).prompts(ctx))
     by_id = {p.id: p for p in prompts}
@@ -71,7 +71,7 @@ def bare(made: Any, folder: Path) -> dict[str, Any]:
     tuned = tune(ref, examples, objective, adapter, config, seed=made.seed, folder=folder / "tune")
     evaluator = registry.build("evaluator", found["evaluate"])
     heldout = [p for p in prompts if p.split == "heldout"]
-    for side in (model, load(tuned.model, **made.engine.model_dump())):
+    for side in (model, load(tuned.model, engine=made.engine.name, **made.engine.options)):
         for part in stages.chunks(heldout, stages.ROWS_PER_UNIT):
             (draw,) = evaluator.draws()
             drawn = side.generate(part, draw.law, candidates=[range(draw.n)] * len(part), seed=made.seed)

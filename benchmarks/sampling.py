@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=256, help="most new tokens of a candidate")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=None, help="rows of tamis (default: from memory)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8], help="prompts per batch of transformers")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 8, 16], help="prompts per batch of transformers")
     parser.add_argument("--llama-rows", type=int, nargs="+", default=[16, 64, 128], help="sequences of llama.cpp")
     parser.add_argument("--peers", nargs="+", default=["transformers", "llamacpp"])
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)

@@ -30,7 +30,9 @@ def test_help_imports_nothing_heavy():
     assert not HEAVY - {"rich"} & imported(code)
 
 
-@pytest.mark.parametrize("command", ["run", "methods", "report", "show", "check", "init", "models"])
+@pytest.mark.parametrize(
+    "command", ["run", "plan", "doctor", "methods", "report", "show", "check", "init", "audit", "models"]
+)
 def test_every_command_has_help(command):
     done = tamis(command, "--help")
     assert done.returncode == 0

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tamis import doctor
+from tamis import doctor, environment
 from tamis.report.health import print_findings
 
 
@@ -63,9 +63,9 @@ def test_nothing_heavy_is_imported_and_no_network_asked():
 
 
 def test_a_missing_or_old_package_is_told_with_its_fix_and_exit_code_1(here, monkeypatch, capsys):
-    versions = {"peft": None, "numpy": "1.0"}
-    real = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, real(name)))
+    versions = {"peft": "", "numpy": "1.0"}
+    real = environment.version
+    monkeypatch.setattr(environment, "version", lambda name: versions.get(name, real(name)))
     findings = doctor.examine(here)
     assert of(findings, "peft").fix.startswith("pip install 'peft")
     assert "tamis needs numpy" in of(findings, "numpy").said
@@ -74,6 +74,22 @@ def test_a_missing_or_old_package_is_told_with_its_fix_and_exit_code_1(here, mon
     said = capsys.readouterr().out
     assert "MISSING" in said
     assert "cannot run yet" in said
+
+
+def test_it_can_say_what_is_missing_without_it():
+    code = (
+        "import importlib.metadata as m, sys\n"
+        "absent, real = ('numpy', 'pyarrow', 'psutil', 'httpx'), m.version\n"
+        "sys.modules |= dict.fromkeys(absent)\n"
+        "def version(name):\n"
+        "    if name in absent: raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.version = version\n"
+        "from tamis.doctor import examine\n"
+        "print(*sorted(f.what for f in examine(online=True) if f.state == 'missing'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["httpx", "numpy", "psutil", "pyarrow"], done.stderr
 
 
 def test_folders_that_cannot_be_written_and_full_disks_are_told(here, monkeypatch, tmp_path):
@@ -88,7 +104,10 @@ def test_folders_that_cannot_be_written_and_full_disks_are_told(here, monkeypatc
 def test_limits_of_a_container_count_not_what_the_machine_has(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     (tmp_path / "memory.max").write_text("1000000000\n")
-    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/\n")
+    monkeypatch.setattr(environment, "PROC", tmp_path)
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
     assert doctor.cores_allowed() == 0.5
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
     found = list(doctor._machine())
@@ -98,7 +117,7 @@ def test_limits_of_a_container_count_not_what_the_machine_has(tmp_path, monkeypa
 
 def test_a_gpu_beside_a_build_of_torch_for_the_cpu_is_told(monkeypatch):
     monkeypatch.setattr(doctor, "_nvidia", lambda: ["H100, 81559 MiB (80000 MiB free)"])
-    monkeypatch.setattr(doctor, "_version", lambda _: "2.13.0+cpu")
+    monkeypatch.setattr(environment, "version", lambda _: "2.13.0+cpu")
     (found,) = doctor._devices()
     assert found.state == "note"
     assert found.fix

@@ -89,6 +89,10 @@ def packaged() -> list[str]:
     return [files("tamis.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8") for name in recipes.names()]
 
 
+def as_lines(rows: list[Any]) -> bytes:
+    return "".join(odd.as_json(row) + "\n" for row in rows).encode()
+
+
 def test_recipes_as_mappings(explore: Any) -> None:
     originals = [{"name": "mine", **yaml.safe_load(text)} for text in packaged()]
     explore(200, odd.mutated(originals), lambda raw: told(lambda: recipes.load(raw)))
@@ -118,29 +122,10 @@ def test_recipes_that_extend_each_other(explore: Any, tmp_path: Path) -> None:
 PATHS = st.one_of(
     st.sampled_from(
         [
-            "seed",
-            "model",
-            "name",
-            "loop",
-            "task",
-            "stages",
-            "engine",
-            "lab.seed",
-            "stages.sample",
-            "stages.tune.lr",
-            "stages.sample.temperature.n",
-            "stages.sample[1].n",
-            "stages.sample[9999999999999].n",
-            "engine.device",
-            "task.data.map",
-            "task.data.path",
-            "stages.evaluate.judge",
-            "stages.0",
-            "about",
-            "",
-            ".",
-            "a..b",
-            "row",
+            *("seed", "model", "name", "loop", "task", "stages", "engine", "lab.seed", "stages.sample"),
+            *("stages.tune.lr", "stages.sample.temperature.n", "stages.sample[1].n"),
+            *("stages.sample[9999999999999].n", "engine.device", "task.data.map", "task.data.path"),
+            *("stages.evaluate.judge", "stages.0", "about", "", ".", "a..b", "row"),
         ]
     ),
     st.lists(odd.texts, min_size=1, max_size=4).map(".".join),
@@ -158,7 +143,7 @@ def test_set_values(explore: Any) -> None:
 
 def test_map_values(explore: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(odd.as_json(row) + "\n" for row in odd.ROWS))
+    path.write_bytes(as_lines(odd.ROWS))
     roles = st.one_of(st.sampled_from(["prompt", "answer", "messages", "chosen", "rejected", "id", "promt"]), odd.texts)
     fields = st.one_of(st.sampled_from(["question", "answer", "meta.a", "id", "nowhere"]), odd.texts)
     pairs = st.lists(st.tuples(roles, st.sampled_from(["=", "=", ""]), fields).map("".join), max_size=3)
@@ -170,15 +155,15 @@ def test_map_values(explore: Any, tmp_path: Path) -> None:
 
 
 WRITERS: dict[str, Callable[[list[Any]], bytes]] = {
-    "a.jsonl": lambda rows: "".join(odd.as_json(r) + "\n" for r in rows).encode(),
+    "a.jsonl": as_lines,
     "a.json": lambda rows: odd.as_json(rows).encode(),
     "b.json": lambda rows: json.dumps({"data": rows}, default=str, skipkeys=True, indent=1).encode(),
-    "c.json": lambda rows: "".join(odd.as_json(r) + "\n" for r in rows).encode(),
+    "c.json": as_lines,
     "a.csv": odd.as_csv,
     "a.tsv": lambda rows: odd.as_csv(rows, "\t"),
     "a.parquet": odd.as_parquet,
-    "a.jsonl.gz": lambda rows: gzip.compress("".join(odd.as_json(r) + "\n" for r in rows).encode()),
-    "wrong.csv": lambda rows: "".join(odd.as_json(r) + "\n" for r in rows).encode(),
+    "a.jsonl.gz": lambda rows: gzip.compress(as_lines(rows)),
+    "wrong.csv": as_lines,
     "wrong.parquet": odd.as_csv,
     "wrong.json": odd.as_parquet,
     "wrong.jsonl": lambda rows: gzip.compress(odd.as_csv(rows)),
@@ -251,27 +236,35 @@ def test_damaged_data_files(explore: Any, tmp_path: Path) -> None:
 def test_data_folders(explore: Any, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     rows = [{"question": f"What is {i}?", "answer": str(i)} for i in range(20)]
-    both = datasets.DatasetDict(
-        {"train": datasets.Dataset.from_list(rows[:15]), "test": datasets.Dataset.from_list(rows[15:])}
-    )
-    both.save_to_disk(saved)
+    sides = {"train": datasets.Dataset.from_list(rows[:15]), "test": datasets.Dataset.from_list(rows[15:])}
+    datasets.DatasetDict(sides).save_to_disk(saved)
     (saved / "odd.jsonl").mkdir()
-    files = sorted(p.relative_to(saved) for p in saved.rglob("*") if p.is_file())
-    cases = st.sampled_from(files).flatmap(
-        lambda f: st.tuples(st.just(f), st.none() | odd.damaged((saved / f).read_bytes()) | swapped(saved, f))
-    )
+    explore(60, faults(saved, swapped), lambda fault: accounted(spoilt(saved, tmp_path / "copy.jsonl", fault), {}))
 
-    def check(case: tuple[Path, bytes | None]) -> str:
-        name, data = case
-        place = tmp_path / "copy.jsonl"
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(saved, place)
-        (place / name).unlink()
-        if data is not None:
-            (place / name).write_bytes(data)
-        return accounted(place, {})
 
-    explore(60, cases, check)
+Fault = tuple[Path, bytes | None]
+"""A file of a folder and its bytes instead; None where it is gone."""
+
+
+def faults(folder: Path, *others: Callable[[Path, Path], st.SearchStrategy[bytes]]) -> st.SearchStrategy[Fault]:
+    """One file of the folder gone, damaged, or with the bytes that `others` give for it."""
+
+    def of(name: Path) -> st.SearchStrategy[Fault]:
+        instead = [st.none(), odd.damaged((folder / name).read_bytes()), *(other(folder, name) for other in others)]
+        return st.tuples(st.just(name), st.one_of(instead))
+
+    return st.sampled_from(sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())).flatmap(of)
+
+
+def spoilt(folder: Path, place: Path, fault: Fault) -> Path:
+    """Copy the folder with this fault to `place`."""
+    name, data = fault
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(folder, place)
+    (place / name).unlink()
+    if data is not None:
+        (place / name).write_bytes(data)
+    return place
 
 
 def swapped(folder: Path, name: Path) -> st.SearchStrategy[bytes]:
@@ -313,24 +306,14 @@ def test_model_folders(explore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TAMIS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     whole = model_folder(tmp_path / "model")
-    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
-    cases = st.sampled_from(files).flatmap(
-        lambda f: st.tuples(st.just(f), st.none() | odd.damaged((whole / f).read_bytes()) | swapped(whole, f))
-    )
 
-    def check(case: tuple[Path, bytes | None]) -> str:
-        name, data = case
-        place = tmp_path / "copy"
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(whole, place)
-        (place / name).unlink()
-        if data is not None:
-            (place / name).write_bytes(data)
+    def check(fault: Fault) -> str:
+        place = spoilt(whole, tmp_path / "copy", fault)
         specs = (str(place), str(place / "adapter"))
         ends = [told(partial(ask, spec)) for ask in (capabilities, resolve) for spec in specs]
         return "refused" if "refused" in ends else "taken"
 
-    explore(150, cases, check)
+    explore(150, faults(whole, swapped), check)
 
 
 ARGUMENTS = st.one_of(
@@ -390,27 +373,14 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_run_folders(explore: Any, whole_run: Path, tmp_path: Path, capsys: Any) -> None:
-    files = sorted(p.relative_to(whole_run) for p in whole_run.rglob("*") if p.is_file())
-    cases = st.sampled_from(files).flatmap(
-        lambda f: st.tuples(st.just(f), st.none() | odd.damaged((whole_run / f).read_bytes()))
-    )
-
-    def check(case: tuple[Path, bytes | None]) -> str:
-        name, data = case
-        place = tmp_path / "copy"
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(whole_run, place)
-        (place / name).unlink()
-        if data is not None:
-            (place / name).write_bytes(data)
-        ends = [told(lambda: render_report(runs.find(str(place), tmp_path)))]
-        ends += [
-            told(lambda show=show: show(runs.find(str(place), tmp_path), 2)) for show in (print_pool, print_dropped)
-        ]
+    def check(fault: Fault) -> str:
+        place = spoilt(whole_run, tmp_path / "copy", fault)
+        looks = (render_report, lambda run: print_pool(run, 2), lambda run: print_dropped(run, 2))
+        ends = [told(lambda look=look: look(runs.find(str(place), tmp_path))) for look in looks]
         capsys.readouterr()
         return "refused" if "refused" in ends else "taken"
 
-    explore(60, cases, check)
+    explore(60, faults(whole_run), check)
 
 
 @slow

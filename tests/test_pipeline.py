@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from small import load, small
 from tamis import pipeline, registry, stages
-from tamis import recipe as recipes
 from tamis.errors import ModelError, StoreError, TamisError
 from tamis.models import keeper
 from tamis.models.base import ModelRef
@@ -23,23 +24,8 @@ from tamis.models.resolve import resolve
 from tamis.records import Completion, Example
 from tamis.runs import Run, find
 
-RECIPE = {
-    "name": "small",
-    "model": "nano-sums",
-    "task": {"modular_sums": {"size": 24, "heldout": 16}},
-    "stages": [
-        {"sample": {"temperature": {"n": 4, "temperature": 0.9, "max_new_tokens": 40}}},
-        {"judge": {"answer": {"kind": "regex", "pattern": r"#(\d+)"}}},
-        {"select": {"distinct_reasoning": {"per_prompt": 2}}},
-        {"compose": {"accepted_sft": {}}},
-        {"tune": {"objective": "sft", "adapter": {"lora": {"r": 4}}, "lr": 0.001, "epochs": 2, "checkpoint_every": 1}},
-        {"evaluate": {"accuracy": {"max_new_tokens": 40}}},
-    ],
-}
-
-
-def make(*overrides, **changes):
-    return recipes.load({**RECIPE, **changes}, overrides=overrides)
+RECIPE = small(checkpoint_every=1)
+make = partial(load, RECIPE)
 
 
 def go(runs_dir, *overrides, fresh=False, **changes):

@@ -5,39 +5,25 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from small import load, small
 from tamis import pipeline
 from tamis import plan as plans
-from tamis import recipe as recipes
-from tamis.errors import ModelError
+from tamis.errors import ConfigError, ModelError
 from tamis.hashing import rng
+from tamis.models import keeper
 from tamis.plan.estimate import Plan, Span, total
 from tamis.plan.pool import fill, trained_by_donor
 from tamis.plan.rounds import estimate, grow
 from tamis.records import Completion, Cost, Message, Prompt, Turn, Verdict
 
-RECIPE = {
-    "name": "small",
-    "model": "nano-sums",
-    "task": {"modular_sums": {"size": 24, "heldout": 16}},
-    "stages": [
-        {"sample": {"temperature": {"n": 4, "temperature": 0.9, "max_new_tokens": 40}}},
-        {"judge": {"answer": {"kind": "regex", "pattern": r"#(\d+)"}}},
-        {"select": {"distinct_reasoning": {"per_prompt": 2}}},
-        {"compose": {"accepted_sft": {}}},
-        {"tune": {"objective": "sft", "adapter": {"lora": {"r": 4}}, "lr": 0.001, "epochs": 2}},
-        {"evaluate": {"accuracy": {"max_new_tokens": 40}}},
-    ],
-}
-
-
-def made(*overrides, **changes):
-    return recipes.load({**RECIPE, **changes}, overrides=overrides)
+made = partial(load, small())
 
 
 def stage(plan, kind):
@@ -125,6 +111,41 @@ def test_what_a_run_refuses_the_plan_refuses(tmp_path):
     with pytest.raises(ModelError):
         plans.plan(made(model="http://localhost:1/v1#m"), runs_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])
+def test_seconds_that_are_no_time_are_refused(tmp_path, seconds):
+    with pytest.raises(ConfigError, match="Give a number of 0 or more"):
+        plans.plan(made(), runs_dir=tmp_path, seconds=seconds)
+
+
+FAR = "{model: 'http://localhost:9/v1#m'}"
+
+
+def test_a_judge_at_an_endpoint_is_asked_little_and_every_request_is_told(tmp_path, monkeypatch):
+    asked, get = [], keeper.Models.get
+
+    class Points:
+        identity = "points"
+
+        def generate(self, prompts, law, *, candidates, seed, sampler):
+            for prompt, wanted in zip(prompts, candidates, strict=True):
+                asked.append(prompt.id)
+                turn = Turn("assistant", '{"reason": "so", "score": 7}')
+                yield from (Completion(prompt.id, (turn,), index=j) for j in wanted)
+
+    monkeypatch.setattr(keeper.Models, "get", lambda s, ref: Points() if ref.kind == "endpoint" else get(s, ref))
+    plan = plans.plan(made(f"stages.judge={{score: {FAR}}}"), runs_dir=tmp_path, seconds=1e6)
+    assert stage(plan, "judge").judge_calls == Span.exact(96)
+    assert stage(plan, "evaluate_before").judge_calls == Span.exact(16)
+    assert 0 < len(asked) <= plan.requests == 28 + 16
+
+
+def test_no_plan_pays_an_endpoint_for_a_whole_pool(tmp_path):
+    plan = plans.plan(made(f"stages.select={{knockout: {{}}, judge: {{prefer: {FAR}}}}}"), runs_dir=tmp_path, seconds=0)
+    assert "'knockout' asks an endpoint about the whole pool" in plan.unknown
+    assert [s.kind for s in plan.stages] == ["task", "sample", "judge"]
+    assert not plan.requests
 
 
 def test_the_command_prints_a_plan_and_the_run_how_far_it_was_off(tmp_path):

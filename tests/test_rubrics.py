@@ -6,29 +6,18 @@ import re
 import numpy as np
 import pytest
 
+from oracle import Oracle
 from tamis.asking import template
 from tamis.checks.c026_auto_rubric import FacetModel, World, criterion
 from tamis.context import Context
 from tamis.errors import ConfigError, DataError
 from tamis.judges.pairs import Pair
-from tamis.records import Completion, Cost, Law, Message, Prompt, Turn
-from tamis.rubrics import Preference, Rubric, Theme, analyse, clustered, learn, propose_evaluate_revise, read, structure
+from tamis.preferences import Preference
+from tamis.records import Completion, Law, Message, Prompt, Turn
+from tamis.rubrics import Rubric, Theme, analyse, clustered, learn, propose_evaluate_revise, read, structure
 
 LAW = Law(temperature=1.0, max_new_tokens=64)
 WORDING = template("rubric_prefer")
-
-
-class Scripted:
-    """Replies by a function of the question's text; `asked` holds all questions."""
-
-    def __init__(self, reply, identity="scripted"):
-        self.reply, self.identity, self.asked = reply, identity, []
-
-    def generate(self, prompts, law, *, candidates, seed, sampler="", **_):
-        for prompt, wanted in zip(prompts, candidates, strict=True):
-            for j in wanted:
-                self.asked.append(prompt.text)
-                yield Completion(prompt.id, (Turn("assistant", self.reply(prompt.text)),), index=j, cost=Cost(1, 1))
 
 
 def kind(text):
@@ -54,7 +43,7 @@ def truthful(text):
 
 
 def by_kind(**replies):
-    return Scripted(lambda text: replies[kind(text)](text))
+    return Oracle(lambda text: replies[kind(text)](text))
 
 
 def stage_one(model, preferences, **options):
@@ -185,7 +174,7 @@ def test_why_learning_stops():
 def test_without_a_readable_reply_themes_are_clusters():
     criteria = [f"Point {i // 4}, said in way {i}." for i in range(12)]
     x = np.eye(3)[np.arange(12) // 4] + 0.01 * np.random.default_rng(0).normal(size=(12, 3))
-    ctx = Context(model=Scripted(lambda text: "no JSON"))
+    ctx = Context(model=Oracle(lambda text: "no JSON"))
     themes = structure(ctx, criteria, x, LAW, max_themes=3, max_tips=2)
     assert ctx.counts["rubrics grouped by k-means, for want of a readable reply"] == 1
     assert sorted(t.sources for t in themes) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
@@ -201,7 +190,7 @@ def test_without_a_readable_reply_themes_are_clusters():
 
 def test_only_as_many_themes_and_tips_as_asked():
     many = {"themes": [{"statement": f"T{i}", "tips": list("abcdefgh"), "sources": [1]} for i in range(9)]}
-    ctx = Context(model=Scripted(lambda text: json.dumps(many)))
+    ctx = Context(model=Oracle(lambda text: json.dumps(many)))
     themes = structure(ctx, ["A criterion."], np.ones((1, 2)), LAW)
     assert [len(t.tips) for t in themes] == [5] * 5
 
@@ -252,6 +241,7 @@ def test_rubrics_are_written_and_read_back(tmp_path):
         ("themes: [{statement: a, tips: b}]", r"themes\[0\].tips"),
         ("themes: [{statement: a, sources: [b]}]", r"themes\[0\].sources"),
         ("themes: [{statement: a}]\nthemen: 1", "no field 'themen'"),
+        ("themes: [{statement: a}]\ncriteria: 5", "criteria is not a list"),
     ],
 )
 def test_what_is_no_rubric_is_refused(tmp_path, text, says):

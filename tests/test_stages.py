@@ -40,6 +40,27 @@ def test_finish_reasons_count_probes_too(tmp_path):
     assert info["notes"] == {"finish_reasons": {"stop": 6}}
 
 
+def test_what_a_judge_counts_on_probes_is_counted_once_also_after_a_kill(tmp_path, monkeypatch):
+    class Counting(ScriptedJudge):
+        def judge(self, prompts, completions, ctx):
+            ctx.count("questions asked", len(completions))
+            return super().judge(prompts, completions, ctx)
+
+    def counts(folder):
+        ctx = Context(model=ScriptedModel(1.0))
+        stages.give_judge(ctx, Counting(), Context())
+        stages.sample(folder, sampler, prompts_of(5), ctx, quiet)
+        return [unit["counts"] for unit in folder.units()]
+
+    monkeypatch.setattr(stages, "ROWS_PER_UNIT", 2)
+    sampler = build("sampler", {"dart": {"policy": "prop2diff", "k": 1, "n_probe": 2, "max_tries": 2}})
+    folder = StageFolder(tmp_path, "k")
+    unbroken = counts(folder)
+    assert sum(unit.get("questions asked", 0) for unit in unbroken) == 10
+    folder.unit_path("sample", 2).unlink()
+    assert counts(folder) == unbroken
+
+
 def test_an_objective_refuses_examples_of_another_kind(tmp_path):
     pair = Example("preference", "p", Target(()), rejected=Target(()), margin=1.0)
     ref = ModelRef("m", "local", "i", ("trainable",))

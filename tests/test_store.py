@@ -8,6 +8,7 @@ import pytest
 
 from tamis import files, store
 from tamis.errors import StoreError
+from tamis.hashing import file_digest
 from tamis.records import Cost, Message, Prompt
 
 
@@ -180,6 +181,13 @@ def test_a_unit_that_vanished_is_missed(stage, gone):
     assert not stage.whole()
 
 
+def test_a_shard_that_came_to_the_disk_otherwise_than_it_was_written_is_missed(stage, monkeypatch):
+    monkeypatch.setattr(store, "write_atomic", lambda path, data: files.write_atomic(path, data[:-7]))
+    write(stage, 0, prompts(3))
+    stage.finish({})
+    assert stage.mend() == [stage.unit_path("u", 0), stage.path / "prompts" / "u-00000.parquet"]
+
+
 def test_an_edited_unit_is_not_believed(stage):
     write(stage, 0, prompts(3))
     stage.finish({})
@@ -199,6 +207,23 @@ def two_runs(tmp_path, stage):
 
 def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_no_file_is_hashed_twice_to_see_that_a_stage_is_whole_or_to_adopt_it(tmp_path, stage, monkeypatch, finished):
+    write(stage, 0, prompts(3))
+    write(stage, 1, prompts(3, 3))
+    if finished:
+        stage.finish({})
+    source, target = two_runs(tmp_path, stage)
+    hashed = []
+    monkeypatch.setattr(store, "file_digest", lambda path: hashed.append(path.name) or file_digest(path))
+    assert source.mend() == []
+    assert sorted(hashed) == sorted(set(hashed))
+    before, hashed[:] = sorted(hashed), []
+    assert before
+    assert store.adopt([tmp_path / "run"], target) == finished
+    assert sorted(hashed) == before
 
 
 def test_damage_in_another_run_is_neither_adopted_nor_touched(tmp_path, stage):

@@ -1,6 +1,5 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
-import functools
 import os
 import shlex
 import signal
@@ -16,6 +15,7 @@ from tamis import __version__
 from tamis.errors import ConfigError, TamisError, nearest
 
 if TYPE_CHECKING:
+    from tamis import recipe as recipes
     from tamis.progress import Mode
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ Mapping = Annotated[list[str] | None, typer.Option("--map", help="Which column i
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a field: path=value.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Lab = Annotated[bool, typer.Option("--lab", help="Try the recipe in seconds: nano model, small exact task.")]
+RunName = Annotated[str, typer.Argument(help="Run folder, its name, or 'last'.")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the run folders.")]
 
 
@@ -74,12 +75,9 @@ def run(
     """Run a recipe. The same command goes on after a stop; nothing finished is done twice."""
     from tamis import pipeline
     from tamis import plan as plans
-    from tamis import recipe as recipes
     from tamis.progress import listener
 
-    made = recipes.load(
-        recipe, overrides=overrides or (), model=model, data=data, mapping=_pairs(mapping), seed=seed, lab=lab
-    )
+    made = _load(recipe, overrides, mapping, model=model, data=data, seed=seed, lab=lab)
     mode: Mode = "json" if json_lines else "quiet" if quiet else "auto"
     watch = listener(mode)
     try:
@@ -115,14 +113,10 @@ def plan(
     import json
 
     from tamis import plan as plans
-    from tamis import recipe as recipes
     from tamis.report.planned import print_plan
 
-    wanted = recipes.load(
-        recipe, overrides=overrides or (), model=model, data=data, mapping=_pairs(mapping), seed=seed, lab=lab
-    )
-    tell = functools.partial(print, file=sys.stderr, flush=True)
-    made = plans.plan(wanted, runs_dir=runs_dir, seconds=seconds, began=BEGAN, tell=tell)
+    wanted = _load(recipe, overrides, mapping, model=model, data=data, seed=seed, lab=lab)
+    made = plans.plan(wanted, runs_dir=runs_dir, seconds=seconds, began=BEGAN, tell=_tell)
     print(json.dumps(made.to_dict(), indent=1)) if as_json else print_plan(made)
 
 
@@ -139,6 +133,13 @@ def doctor(
     findings = examine(runs_dir, online=online)
     print_findings(findings, as_json=as_json)
     raise typer.Exit(1 if any(f.state == "missing" for f in findings) else 0)
+
+
+def _load(recipe: str, overrides: list[str] | None, mapping: list[str] | None, **changes: Any) -> "recipes.Recipe":
+    """Return the recipe that the options of `run` and `plan` name."""
+    from tamis import recipe as recipes
+
+    return recipes.load(recipe, overrides=overrides or (), mapping=_pairs(mapping), **changes)
 
 
 def _pairs(mapping: list[str] | None) -> dict[str, str] | None:
@@ -166,9 +167,7 @@ def methods(
 
 
 @app.command()
-def report(
-    run: Annotated[str, typer.Argument(help="Run folder, its name, or 'last'.")], runs_dir: RunsDir = Path("runs")
-) -> None:
+def report(run: RunName, runs_dir: RunsDir = Path("runs")) -> None:
     """Write report.html of a run again and print its path."""
     from tamis import runs
     from tamis.report.html import write_report
@@ -178,7 +177,7 @@ def report(
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(help="Run folder, its name, or 'last'.")],
+    run: RunName,
     what: Annotated[str, typer.Argument(help="examples, completions or dropped.")] = "examples",
     n: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
     runs_dir: RunsDir = Path("runs"),
@@ -212,7 +211,7 @@ def check(
 def init(
     data: Annotated[str, typer.Argument(help="Your data file.")],
     out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
-    mapping: Annotated[list[str] | None, typer.Option("--map", help="field=column.")] = None,
+    mapping: Mapping = None,
 ) -> None:
     """Look at a data file and write a commented starter recipe for it."""
     from tamis.report.starter import write_starter
@@ -266,11 +265,7 @@ def models_get(name: Annotated[str, typer.Argument(help="A name of 'tamis models
     """Fetch a model into the cache and print its folder."""
     from tamis.models.resolve import resolve
 
-    def tell(event: dict[str, Any]) -> None:
-        if "text" in event:
-            print(event["text"], file=sys.stderr, flush=True)
-
-    found = resolve(name, tell)
+    found = resolve(name, lambda event: _tell(event["text"]) if "text" in event else None)
     print(found.folder or found.url)
 
 
@@ -278,8 +273,9 @@ def models_get(name: Annotated[str, typer.Argument(help="A name of 'tamis models
 def models_rm(name: Annotated[str, typer.Argument(help="A name of 'tamis models list'.")]) -> None:
     """Remove a model from the cache."""
     from tamis.models.catalog import remove_model
+    from tamis.progress import byte_size
 
-    print(f"freed {remove_model(name) / 1e6:.0f} MB")
+    print(f"freed {byte_size(remove_model(name))}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,16 +23,15 @@ class Context:
     """Handed to every component call.
 
     `model` offers the capabilities the component asked for in `needs`: the run's model, or the one that the component's option
-    `model` names; `model_of` loads further ones by name. `chat` is the chat format of the model to be tuned, `embed` maps
-    texts to (N, d) float32 unit vectors where the component needs "embedder". `judge` and `compare` ask the judge of the
-    stage, about completions one by one and in pairs. `shared` is what a barrier computed from all records; `replies` what
-    models answered to questions before (`tamis.asking.ask`).
+    `model` names. `chat` is the chat format of the model to be tuned, `embed` maps texts to (N, d) float32 unit vectors
+    where the component needs "embedder". `judge` and `compare` ask the judge of the stage, about completions one by one and
+    in pairs. `shared` is what a barrier computed from all records; `replies` what models answered to questions before
+    (`tamis.asking.ask`).
     """
 
     seed: int = 0
     model: Any = None
     chat: "ChatFormat | None" = None
-    model_of: Callable[[str], Any] | None = None
     embed: Callable[[Sequence[str]], np.ndarray] | None = None
     judge: Judge | None = None
     compare: Callable[["Sequence[Pair]"], list[Verdict]] | None = None
@@ -40,7 +39,6 @@ class Context:
     counts: Counter[str] = field(default_factory=Counter)
     dropped: list[dict[str, Any]] = field(default_factory=list)
     replies: Replies = field(default_factory=Replies)
-    progress: Callable[..., None] = lambda **_: None
 
     def rng(self, *parts: Any) -> np.random.Generator:
         """Return a generator derived from the seed and `parts` (a record id, an index), never from call order."""

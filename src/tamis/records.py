@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
+from itertools import accumulate, chain
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -102,26 +103,13 @@ class Record:
 
     def to_row(self) -> dict[str, Any]:
         """Return the record as a plain dictionary that fits `schema` (mappings become JSON text)."""
-        return {name: _encode(getattr(self, name)) for name in _names(type(self))}
+        return to_table([self], type(self)).to_pylist()[0]
 
 
 _names: Callable[[Any], tuple[str, ...]] = cache(lambda kind: tuple(f.name for f in fields(kind)))
 
 
 R = TypeVar("R", bound=Record)
-
-
-_AS_IS = frozenset({str, int, float, bool, type(None)})
-
-
-def _encode(value: Any) -> Any:
-    if type(value) in _AS_IS:
-        return value
-    if isinstance(value, _STRUCTS):
-        return {name: _encode(getattr(value, name)) for name in _names(type(value))}
-    if isinstance(value, tuple):
-        return list(value) if not value or type(value[0]) in _AS_IS else [_encode(v) for v in value]
-    return canonical(dict(value)) if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +263,6 @@ class Target:
     weights: tuple[float, ...] = ()
 
 
-_STRUCTS = (Message, Turn, Cost, Law, Target)
-
-
 @dataclass(frozen=True, slots=True)
 class Example(Record):
     """What is trained on. `kind` tells which fields are used.
@@ -327,8 +312,23 @@ class Example(Record):
 
 def to_table(records: Sequence[R], kind: type[R]) -> pa.Table:
     """Return the records as an Arrow table of `kind.schema` (also for no records)."""
-    rows = [r.to_row() for r in records]
-    return pa.Table.from_pydict({name: [row[name] for row in rows] for name in kind.schema.names}, schema=kind.schema)
+    columns = [_array([getattr(r, f.name) for r in records], f.type) for f in kind.schema]
+    return pa.Table.from_arrays(columns, schema=kind.schema)
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Return the values of a field, or of one inside a field, as Arrow holds them."""
+    if pa.types.is_struct(kind):
+        columns = [_array([getattr(v, f.name, None) for v in values], f.type) for f in kind]
+        absent = pa.array([v is None for v in values], pa.bool_())
+        return pa.StructArray.from_arrays(columns, fields=list(kind), mask=absent)
+    if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+        lists = [v or () for v in values]
+        offsets = pa.array(accumulate(map(len, lists), initial=0), pa.int32())
+        return pa.ListArray.from_arrays(offsets, _array(list(chain.from_iterable(lists)), kind.value_type))
+    if values and isinstance(values[0], Mapping):
+        values = [canonical(dict(v)) for v in values]
+    return pa.array(values, kind)
 
 
 def from_table(table: pa.Table, kind: type[R]) -> list[R]:
@@ -369,7 +369,5 @@ RECORD_KINDS: dict[str, type[Record]] = {
 
 def total_cost(records: Iterable[Any]) -> Cost:
     """Return the sum of the records' costs."""
-    total = Cost()
-    for record in records:
-        total = total + record.cost
-    return total
+    costs = [record.cost for record in records]
+    return Cost(*[sum([getattr(cost, name) for cost in costs], getattr(Cost(), name)) for name in _names(Cost)])

@@ -238,8 +238,8 @@ def get(room: str, name: str, where: str = "") -> Component:
         raise ConfigError(f"unknown {room} '{name}'", where=where or None, hint=nearest(name, known)) from None
 
 
-def build(room: str, spec: Mapping[str, Any] | str, where: str = "") -> Any:
-    """Build a component from its recipe form: `name` or `{name: {option: value}}`."""
+def split(room: str, spec: Mapping[str, Any] | str, where: str = "") -> tuple[str, Any]:
+    """Return name and options of a component's recipe form: `name` or `{name: {option: value}}`."""
     if isinstance(spec, str):
         spec = {spec: None}
     if not isinstance(spec, Mapping) or len(spec) != 1 or not all(isinstance(name, str) for name in spec):
@@ -247,4 +247,10 @@ def build(room: str, spec: Mapping[str, Any] | str, where: str = "") -> Any:
             f"expected one {room} as `name` or `{{name: {{option: value}}}}`, found {spec!r:.80}", where=where or None
         )
     ((name, config),) = spec.items()
+    return name, config
+
+
+def build(room: str, spec: Mapping[str, Any] | str, where: str = "") -> Any:
+    """Build a component from its recipe form."""
+    name, config = split(room, spec, where)
     return get(room, name, where).build(config, f"{where}.{name}" if where else f"{room} '{name}'")

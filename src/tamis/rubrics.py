@@ -19,33 +19,15 @@ from tamis.coding_rate import coding_rate, coding_rate_select, narrowed, normali
 from tamis.context import Context
 from tamis.errors import ConfigError, DataError
 from tamis.files import write_atomic
-from tamis.judges.pairs import SWAPPED, Pair
-from tamis.plain import parse
+from tamis.judges.pairs import PREFERENCES, SWAPPED
+from tamis.plain import file_text, parse
+from tamis.preferences import Preference
 from tamis.records import Law
 
-PREFERENCES = ("A", "B", "tie")
 SHORTEST = 10
 """A criterion of so many characters or fewer says nothing."""
 EMPTY_RETRIES = 5
 WORDINGS = ("rubric_propose", "rubric_revise", "rubric_structure")
-
-
-@dataclass(frozen=True)
-class Preference:
-    """Two answers, `better` 0 where the first is the better one, else 1, and what people said of them."""
-
-    pair: Pair
-    better: int
-    critiques: tuple[str, ...] = ()
-    where: str = ""
-
-    def __post_init__(self) -> None:
-        if self.better not in (0, 1):
-            raise DataError("a pair has exactly one preferred answer", where=self.where or self.pair.prompt.id)
-
-    def shown(self, swap: bool) -> tuple[Pair, str]:
-        """Return the pair in one of its orders and the label of the better answer there."""
-        return (self.pair.swapped() if swap else self.pair), "AB"[self.better != swap]
 
 
 @dataclass(frozen=True)
@@ -97,10 +79,7 @@ class Rubric:
 
 def read(path: Path) -> Rubric:
     """Return the rubric of a YAML file: a list `themes` of {statement, tips, sources}. Raises ConfigError with the field."""
-    try:
-        raw = parse(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the rubric cannot be read: {error}", where=str(path)) from None
+    raw = parse(file_text(str(path), "rubric"), str(path))
 
     def refuse(what: str) -> ConfigError:
         hint = "A rubric is {themes: [{statement: TEXT, tips: [TEXT]}]}."
@@ -122,7 +101,10 @@ def read(path: Path) -> Rubric:
         if not isinstance(sources, list) or not all(type(source) is int for source in sources):
             raise refuse(f"themes[{number}].sources is not a list of whole numbers")
         themes.append(Theme(statement, tuple(tips), tuple(sources)))
-    criteria, pairs = (tuple(str(text) for text in raw.get(name) or ()) for name in ("criteria", "pairs"))
+    for name in ("criteria", "pairs"):
+        if not isinstance(raw.get(name) or [], list):
+            raise refuse(f"{name} is not a list")
+    criteria, pairs = (tuple(map(str, raw.get(name) or ())) for name in ("criteria", "pairs"))
     return Rubric(tuple(themes), criteria, pairs, str(raw.get("stopped", "")))
 
 

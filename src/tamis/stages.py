@@ -18,13 +18,6 @@ from tamis.store import StageFolder, Unit
 
 ROWS_PER_UNIT = 256
 RECORDS_PER_UNIT = 4096
-CAPABILITY_WORDS = {
-    "text": "text generation",
-    "scoring": "log-probabilities of given text",
-    "tokens": "token ids and next-token logits",
-    "trainable": "weights that can be trained",
-    "embedder": "text embeddings",
-}
 Log = Callable[..., None]
 
 
@@ -36,11 +29,6 @@ def key_of(component: Any) -> dict[str, Any]:
     known = component.component
     key = {"name": known.name, "version": known.version, "options": registry.config_of(component)}
     return {**key, "fingerprint": component.fingerprint()} if hasattr(component, "fingerprint") else key
-
-
-def describe(capabilities: Iterable[str]) -> str:
-    """Return capabilities in words."""
-    return " and ".join(CAPABILITY_WORDS[c] for c in capabilities)
 
 
 def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -125,6 +113,9 @@ def sample(folder: StageFolder, sampler: Any, prompts: Sequence[Prompt], ctx: Co
         probes = folder.read(Completion, "probe")
         verdicts = ctx.judge({p.id: p for p in prompts}, probes) if ctx.judge and probes else []
         ctx.shared = {**sampler.gather(prompts, probes, verdicts), "probes": probes}
+        if folder.unit_done("sample", 0):  # it holds what was counted up to here, before a kill
+            ctx.counts.clear()
+            ctx.dropped.clear()
     _draw(folder, "sample", sampler.sample, sampler, prompts, ctx, log)
     ends = folder.tables(Completion, columns=["finish_reason"])
     reasons = Counter(reason for table in ends for reason in table["finish_reason"].to_pylist())
@@ -358,7 +349,7 @@ def measure(
             rows.append({"evaluator": name, **asdict(m), "per_item": dict(m.per_item), "notes": dict(m.notes)})
         if own.counts or own.dropped:
             unit = Unit({}, Cost(), own.counts, own.dropped)
-            folder.write_unit("measure", number, unit, time.monotonic() - started)
+            folder.write_unit(f"measure{number}", 0, unit, time.monotonic() - started)
     files.write_json(folder.path / "metrics.json", rows)
     return {"files": [folder.path / "metrics.json"]}
 

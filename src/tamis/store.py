@@ -5,6 +5,7 @@ unit cost and what it dropped. A stage is finished when `stage.json` is there. E
 a kill at any moment leaves finished units and nothing half-written. Wall time is kept here, not in records.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -59,8 +60,11 @@ class StageFolder:
     @property
     def done(self) -> bool:
         """Whether the stage is finished under this key."""
+        return self._finished() is not None
+
+    def _finished(self) -> dict[str, Any] | None:
         info = unsealed(self.ledger)
-        return info is not None and info.get("key") == self.key
+        return info if info is not None and info.get("key") == self.key else None
 
     def info(self) -> dict[str, Any]:
         """Return what `stage.json` holds. Raises StoreError when it is not as it was written."""
@@ -83,14 +87,15 @@ class StageFolder:
 
     def faults(self) -> list[Path]:
         """Return what is missing or not as it was written: of a finished stage all it lists, else of its units."""
-        units = [path for _, _, path in self._unit_paths()]
-        if not self.done:
+        units, info = [path for _, _, path in self._unit_paths()], self._finished()
+        if info is None:
             wrong = [self.ledger] if self.ledger.exists() else []
         else:
-            listed = {self.path / name: sha for name, sha in self.info()["files"].items()}
+            listed = {self.path / name: sha for name, sha in info["files"].items()}
             wrong = [path for path, sha in listed.items() if not _has(path, sha)]
             units += [path for path in listed if path.parent.name == "units"]
-        return list(dict.fromkeys([*wrong, *(fault for unit in units for fault in self._unit_faults(unit))]))
+        faults = (fault for unit in dict.fromkeys(units) for fault in self._unit_faults(unit))
+        return list(dict.fromkeys([*wrong, *faults]))
 
     def whole(self) -> bool:
         """Whether the stage is finished and all its files have the checksums they were written with. Changes nothing."""
@@ -116,8 +121,9 @@ class StageFolder:
             (self.path / kind).mkdir(exist_ok=True)
             buffer = BytesIO()
             pq.write_table(to_table(records, RECORD_KINDS[kind]), buffer, compression="zstd")
-            write_atomic(self.path / name, buffer.getvalue())
-            files[name] = file_digest(self.path / name)
+            shard = buffer.getvalue()
+            write_atomic(self.path / name, shard)
+            files[name] = hashlib.sha256(shard).hexdigest()
         (self.path / "units").mkdir(exist_ok=True)
         ledger = {
             "files": files,
@@ -163,7 +169,7 @@ class StageFolder:
             if name.startswith(f"{folder}/"):
                 try:
                     with (self.path / name).open("rb") as file:
-                        table = pq.read_table(file, columns=columns)
+                        table = pq.ParquetFile(file).read(columns, use_threads=False)
                 except (OSError, pa.ArrowException) as error:
                     raise StoreError(f"is damaged: {error}", where=str(self.path / name), hint=AGAIN) from error
                 yield table
@@ -201,7 +207,7 @@ class StageFolder:
             "cost": asdict(cost) | {"seconds": seconds},
             "counts": dict(counts),
             "notes": notes,
-            "versions": self.versions(),
+            "versions": _versions(units),
             "seconds": seconds,
             "files": {str(p.relative_to(self.path)): file_digest(p) for p in files},
         }
@@ -210,11 +216,18 @@ class StageFolder:
 
     def versions(self) -> dict[str, list[str]]:
         """Return the versions of each library that the finished units were made with."""
-        found: dict[str, list[str]] = {}
-        for unit in filter(None, (unsealed(path) for _, _, path in self._unit_paths())):
-            for name, version in unit["versions"].items():
-                found[name] = sorted({*found.get(name, ()), version})
-        return found
+        info = self._finished()
+        if info is not None:
+            return dict(info["versions"])
+        return _versions(filter(None, (unsealed(path) for _, _, path in self._unit_paths())))
+
+
+def _versions(units: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for unit in units:
+        for name, version in unit["versions"].items():
+            found[name] = sorted({*found.get(name, ()), version})
+    return found
 
 
 def sealed(ledger: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,9 +278,9 @@ def _link_tree(source: Path, target: StageFolder, *, finished: bool) -> bool:
     left_out = [".*.tmp", ".tmp-*", "*.damaged", "checkpoints", *([] if finished else ["stage.json"])]
     try:
         shutil.copytree(source, copy.path, copy_function=_link, ignore=shutil.ignore_patterns(*left_out))
-        if finished and not copy.whole():
-            return False
         copy.mend()
+        if finished and not copy.done:
+            return False
         remove(target.path)
         os.replace(copy.path, target.path)
     except OSError:

@@ -85,6 +85,22 @@ def test_a_failed_reply_is_not_kept():
     assert len(talker.asked) == 2
 
 
+def test_replies_are_kept_while_others_are_waited_for():
+    def answer(text, j, t):
+        if text == "100":
+            raise StoreError("the server is gone")
+        return text
+
+    talker, many = Talker(answer), [question(str(i)) for i in range(150)]
+    ctx = Context(model=talker)
+    with pytest.raises(StoreError):
+        ask(ctx, many)
+    ctx.model = Talker(lambda text, j, t: text)
+    assert [a.value for (a,) in ask(ctx, many)] == [str(i) for i in range(150)]
+    assert len(talker.asked) == 101
+    assert len(ctx.model.asked) == 150 - 64
+
+
 def test_a_damaged_file_of_replies_is_set_aside(tmp_path):
     path = tmp_path / "replies.sqlite"
     path.write_bytes(b"this is no database, and long enough to be looked at" * 100)
@@ -117,10 +133,12 @@ def test_label_probabilities_are_exact_where_the_model_gives_them_else_shares():
                 return LabelLogprobs(np.log(given), given > 0)
 
     two = [(Message("user", "a"),), (Message("user", "b"),)]
-    exact = label_probabilities(Context(model=Exact(None)), two, ("yes", "no"))
+    exact, costs = label_probabilities(Context(model=Exact(None)), two, ("yes", "no"))
+    assert costs == [Cost(0, 0, 1)] * 2
     np.testing.assert_allclose(exact, [[0.75, 0.25], [1.0, 0.0]])
     talker = Talker(lambda text, j, t: ("yes" if j < 3 else "no") if text == "a" else "perhaps")
-    shares = label_probabilities(Context(model=talker), two, ("yes", "no"), samples=4)
+    shares, costs = label_probabilities(Context(model=talker), two, ("yes", "no"), samples=4)
+    assert costs == [Cost(12, 11, 4), Cost(12, 28, 4)]
     np.testing.assert_allclose(shares[0], [0.75, 0.25])
     assert np.isnan(shares[1]).all()
 

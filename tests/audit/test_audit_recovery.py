@@ -1,18 +1,19 @@
 """An audit finds the bias that was planted inside its intervals, and none where none was planted."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tamis.audit import audit
 from tamis.audit.asking import Asker
-from tamis.audit.data import AuditData, Case
 from tamis.audit.figures import calibration, effects
 from tamis.audit.statistics import share
 from tamis.audit.trials import STYLES, trials
 from tamis.judges.pairs import Pair
 from tamis.lab.judges import BiasedJudge
+from tamis.preferences import KnownAnswers, Preference
 from tamis.records import Completion, Message, Prompt, Turn
 
 RUNS = 200
@@ -38,8 +39,8 @@ def pairs(n, seed):
         ]
         made = [Completion(prompt.id, (Turn("assistant", t),), index=k) for k, t in enumerate(texts)]
         better = int(rng.integers(2))
-        cases.append(Case(Pair(prompt, *(made[::-1] if better else made)), better, "", f"made:{i}"))
-    return AuditData("made", cases)
+        cases.append(Preference(Pair(prompt, *(made[::-1] if better else made)), better, where=f"made:{i}"))
+    return KnownAnswers("made", cases)
 
 
 def simulate(judge, n=60):
@@ -56,7 +57,7 @@ def simulate(judge, n=60):
             held.setdefault(one["name"], []).append(one["low"] <= truth[one["name"]] <= one["high"])
             out.setdefault(one["name"], []).append(one["stands_out"])
         anything += any(one["stands_out"] for one in fit["fitted"])
-        shown = [p for c in data.cases for p in (c.pair, c.pair.swapped())]
+        shown = [p for c in data.pairs for p in (c.pair, c.pair.swapped())]
         odds = np.array([judge.log_odds(p) for p in shown])
         sides = np.array([1 if quality(p.prompt, p.first) else -1 for p in shown])
         accuracy = share(found.right, found.prompts)
@@ -132,8 +133,9 @@ def test_honest_probabilities_are_calibrated_and_exaggerated_ones_are_not():
 
 def test_equal_prompts_are_one_unit():
     data = pairs(30, 0)
-    same = AuditData("made", [Case(Pair(data.cases[0].pair.prompt, c.pair.first, c.pair.second), c.better, "", c.where)
-                              for c in data.cases])  # fmt: skip
+    asked = data.pairs[0].pair.prompt
+    same = [replace(p, pair=Pair(asked, p.pair.first, p.pair.second)) for p in data.pairs]
+    same = KnownAnswers("made", same)
     judge = BiasedJudge(quality, skill=1.0)
     assert audit(judge, same, repeats=0).figures["data"]["prompts"] == 1
     assert "Nothing can be said about leanings" in audit(judge, same, repeats=0).summary[2]

@@ -2,45 +2,33 @@
 
 import json
 import math
+import re
 import sys
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 import tamis.models.resolve  # noqa: F401
+from oracle import Oracle
 from tamis import cli
 from tamis.audit import audit, run
-from tamis.audit.data import read
 from tamis.audit.trials import STYLES, styles
 from tamis.errors import ConfigError, DataError, ModelError
-from tamis.records import Completion, Cost, Turn
-
-
-@dataclass
-class Oracle:
-    """Replies by a function of the question's text; counts what it is asked."""
-
-    reply: object
-    identity: str = "oracle"
-    asked: list = field(default_factory=list)
-
-    def generate(self, prompts, law, *, candidates, seed, sampler="temperature"):
-        for prompt, wanted in zip(prompts, candidates, strict=True):
-            for j in wanted:
-                self.asked.append(law.temperature)
-                text = self.reply(prompt.text)
-                yield Completion(prompt.id, (Turn("assistant", text),), index=j, cost=Cost(2, 1))
+from tamis.preferences import KnownAnswers, read
+from tamis.records import Cost
 
 
 @pytest.fixture
 def model(monkeypatch):
     def use(reply):
-        oracle = Oracle(reply)
+        oracle = Oracle(reply, Cost(2, 1))
         monkeypatch.setattr(sys.modules["tamis.models.resolve"], "load", lambda ref: oracle)
         return oracle
 
     return use
+
+
+ANSWER = re.compile(r"Answer:\n(.*)")
 
 
 def write(path, rows):
@@ -64,7 +52,7 @@ def test_a_second_run_asks_nothing_again(tmp_path, model):
     oracle = model(better)
     file = write(tmp_path / "pairs.jsonl", pair_rows())
     first = audit("prefer", file, model="nano-sums", out=tmp_path / "out")
-    assert (len(oracle.asked), oracle.asked.count(0.7)) == (120, 72)
+    assert (len(oracle.asked), oracle.temperatures.count(0.7)) == (120, 72)
     assert first.figures["cost"] | {"seconds": 0} == {
         "verdicts": 120, "known": 0, "judge_calls": 120, "prompt_tokens": 240, "sampled_tokens": 120, "seconds": 0,
         "unreadable": 0, "examples": [],
@@ -99,6 +87,22 @@ def test_a_judge_of_single_answers_is_audited_on_pairs(tmp_path, model):
     assert found.figures["agreement"]["accuracy"]["value"] == 1
     assert "no place can sway it" in found.summary[1]
     assert len(oracle.asked) == 48
+
+
+def test_chance_is_that_of_either_side_where_no_order_is_shown(tmp_path, model):
+    wrong = {f"sound {i}" for i in range(0, 24, 4)}
+    model(
+        lambda text: json.dumps(
+            {"reason": "", "score": 2 if ANSWER.search(text)[1] in wrong else 5 if "sound" in text else 3}
+        )
+    )
+    rows = [
+        {"prompt": r["instruction"], "chosen": f"sound {i}", "rejected": f"poor {i}"} for i, r in enumerate(pair_rows())
+    ]
+    found = audit("score", write(tmp_path / "p.jsonl", rows), model="nano-sums", repeats=0).figures["agreement"]
+    assert found["accuracy"]["value"] == 0.75
+    assert found["kappa"]["value"] == pytest.approx(0.5)
+    assert found["kappa"]["low"] > 0
 
 
 def item_rows(n=40):
@@ -159,16 +163,19 @@ def test_shapes_of_files(tmp_path):
     bench.write_text(
         json.dumps({"length bias": pair_rows(2), "other": [row | {"label": 2} for row in pair_rows(3)[2:]]})
     )
-    cases = read(str(bench)).cases
+    cases = read(str(bench)).pairs
     assert [(c.group, c.better) for c in cases] == [("length bias", 0), ("length bias", 0), ("other", 1)]
     assert [c.where for c in cases] == [f"bench.json:{at}" for at in ("length bias[1]", "length bias[2]", "other[1]")]
+    said = {"a": [row | {"critiques": ["clear", "", 3]} for row in pair_rows(1)], "b": pair_rows(2)[1:]}
+    bench.write_text(json.dumps(said))
+    assert [p.critiques for p in read(str(bench)).pairs] == [("clear",), ()]
     chat = [{"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
              "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]}]  # fmt: skip
-    (case,) = read(write(tmp_path / "c.jsonl", chat)).cases
+    (case,) = read(write(tmp_path / "c.jsonl", chat)).pairs
     assert (case.pair.prompt.text, case.pair.first.text, case.pair.second.text, case.better) == ("q", "a", "b", 0)
     odd = [{"ask": "q", "x": {"one": "a", "two": "b"}, "who": "B"}]
     mapping = {"prompt": "ask", "first": "x.one", "second": "x.two", "label": "who"}
-    (case,) = read(write(tmp_path / "o.jsonl", odd), mapping).cases
+    (case,) = read(write(tmp_path / "o.jsonl", odd), mapping).pairs
     assert (case.pair.first.text, case.better) == ("a", 1)
 
 
@@ -215,8 +222,12 @@ def test_refusals(tmp_path):
         audit("prefer", items, model="nano-sums")
     with pytest.raises(ModelError, match="the judge 'prefer' needs"):
         audit("prefer", pairs, model="minilm-l6-v2")
+    with pytest.raises(ConfigError, match="an audit has none"):
+        audit({"auto_rubric": {"pairs": pairs}}, pairs, model="nano-sums")
     with pytest.raises(ConfigError, match="unknown role 'answr'"):
         audit("prefer", pairs, mapping={"answr": "x"})
+    with pytest.raises(DataError, match="nothing to audit"):
+        audit("answer", KnownAnswers("made here"))
     with pytest.raises(ConfigError, match="--repeats is 1"):
         audit("prefer", pairs, repeats=1)
 
@@ -230,6 +241,8 @@ def test_the_judge_on_the_command_line(tmp_path):
     for judge, options in (("[a, b]{", ()), (str(tmp_path / "no.yaml"), ()), ("prefer", ["votes"])):
         with pytest.raises(ConfigError):
             run.spec(judge, options) if judge != "[a, b]{" else run.build(run.spec(judge), None)
+    with pytest.raises(ConfigError, match="options must be a mapping"):
+        run.build(run.spec("{label: 3}", ["samples=2"]), None)
 
 
 def test_the_command(tmp_path, model, monkeypatch, capsys):

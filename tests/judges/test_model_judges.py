@@ -1,13 +1,13 @@
 """Judges that ask a model: what they ask, what they make of the replies, what they never make up."""
 
 import json
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oracle import Oracle
 from tamis.context import Context
 from tamis.errors import ConfigError
 from tamis.judges.pairs import TIES, Pair, PairJudge, merged, pairs_of
@@ -15,23 +15,6 @@ from tamis.lab.judges import BiasedJudge, TwoLabelJudge
 from tamis.models.base import LabelLogprobs
 from tamis.records import Completion, Cost, Message, Prompt, Turn, Verdict
 from tamis.registry import build
-
-
-@dataclass
-class Oracle:
-    """Replies by a function of the question's text and the candidate number."""
-
-    reply: object
-    identity: str = "oracle"
-    asked: list = field(default_factory=list)
-
-    def generate(self, prompts, law, *, candidates, seed, sampler="temperature"):
-        for prompt, wanted in zip(prompts, candidates, strict=True):
-            for j in wanted:
-                self.asked.append(prompt.text)
-                text = self.reply(prompt.text, j)
-                yield Completion(prompt.id, (Turn("assistant", text),), index=j, cost=Cost(1, 1))
-
 
 PROMPTS = [Prompt((Message("user", f"{i}+{i}=?"),), (str(2 * i),)) for i in range(3)]
 BY_ID = {p.id: p for p in PROMPTS}
@@ -45,7 +28,7 @@ FAILED = Completion(PROMPTS[1].id, (Turn("assistant", ""),), index=9, finish_rea
 
 
 def test_points_become_a_score_and_a_failure_is_not_asked_about():
-    def reply(text, j):
+    def reply(text):
         return json.dumps({"reason": "so", "score": 10 if "Answer:\n2" in text else 1})
 
     oracle = Oracle(reply)
@@ -60,7 +43,7 @@ def test_points_become_a_score_and_a_failure_is_not_asked_about():
 
 
 def test_points_outside_the_range_are_no_points():
-    ctx = Context(model=Oracle(lambda text, j: '{"reason": "", "score": 11}'))
+    ctx = Context(model=Oracle(lambda text: '{"reason": "", "score": 11}'))
     (verdict,) = build("judge", {"score": {"retries": 2}}).judge(BY_ID, answers("2"), ctx)
     assert (verdict.score, verdict.label) == (None, "unparseable_verdict")
     assert verdict.cost == Cost(3, 3, 3)
@@ -68,8 +51,8 @@ def test_points_outside_the_range_are_no_points():
 
 
 def test_points_are_averaged_over_the_replies_that_can_be_read():
-    def reply(text, j):
-        return "hm" if j == 2 else json.dumps({"reason": "", "score": 1 + 9 * (j % 2)})
+    def reply(text):
+        return [json.dumps({"reason": "", "score": 1}), json.dumps({"reason": "", "score": 10}), "hm"]
 
     judge = build("judge", {"score": {"samples": 3, "temperature": 1.0, "retries": 0}})
     (verdict,) = judge.judge(BY_ID, answers("2"), Context(model=Oracle(reply)))
@@ -83,15 +66,26 @@ def test_labels_come_with_probabilities():
 
     (exact,) = build("judge", "label").judge(BY_ID, answers("2"), Context(model=Exact(None)))
     assert (exact.label, exact.score, exact.probability) == ("yes", pytest.approx(2 / 3), pytest.approx(2 / 3))
-    sampled = Oracle(lambda text, j: "No." if j < 6 else "yes")
+    sampled = Oracle(lambda text: ["No."] * 6 + ["yes"] * 2)
     (shares,) = build("judge", "label").judge(BY_ID, answers("2"), Context(model=sampled))
     assert (shares.label, shares.score, shares.probability) == ("no", 0.25, 0.75)
-    (unread,) = build("judge", "label").judge(BY_ID, answers("2"), Context(model=Oracle(lambda text, j: "maybe")))
+    (unread,) = build("judge", "label").judge(BY_ID, answers("2"), Context(model=Oracle(lambda text: "maybe")))
     assert (unread.label, unread.score, unread.probability) == ("unparseable_verdict", None, None)
 
 
+def test_labels_are_sampled_by_the_law_of_the_options_and_cost_what_was_asked():
+    oracle = Oracle(lambda text: "maybe")
+    judge = build("judge", {"label": {"samples": 2, "temperature": 0.5, "retries": 1}})
+    (verdict,) = judge.judge(BY_ID, answers("2"), Context(model=oracle))
+    assert verdict.cost == Cost(4, 4, 4)
+    assert oracle.temperatures == [0.5, 0.5, 0.7, 0.7]
+    oracle.temperatures.clear()
+    list(build("judge", "label").judge(BY_ID, answers("2"), Context(model=oracle)))
+    assert oracle.temperatures == [1.0] * 8
+
+
 def test_a_judge_that_follows_the_place_is_found_out():
-    ctx = Context(model=Oracle(lambda text, j: "I looked at both.\nVerdict: A"))
+    ctx = Context(model=Oracle(lambda text: "I looked at both.\nVerdict: A"))
     verdicts = list(build("judge", "prefer").judge(BY_ID, [*answers("2", "3", "4"), FAILED], ctx))
     assert [v.label for v in verdicts] == ["tie"] * 3
     assert ctx.counts["pairs flipped by their order"] == 3
@@ -99,7 +93,7 @@ def test_a_judge_that_follows_the_place_is_found_out():
 
 
 def test_a_judge_that_looks_at_the_answers_is_believed():
-    def reply(text, j):
+    def reply(text):
         return "Verdict: " + ("A" if "Answer A:\n2" in text else "B" if "Answer B:\n2" in text else "tie")
 
     ctx = Context(model=Oracle(reply))
@@ -133,7 +127,7 @@ def test_merging_two_orders_is_symmetric_and_never_invents_a_winner(there, back,
 def test_a_ranking_is_averaged_over_orders_and_must_name_each_once():
     quality = {"2": 3, "3": 2, "44": 1}
 
-    def reply(text, j):
+    def reply(text):
         shown = [part.split("\n")[1] for part in text.split("Answer ")[1:]]
         order = sorted(range(1, len(shown) + 1), key=lambda i: -quality[shown[i - 1]])
         return json.dumps({"reason": "r", "order": order})
@@ -144,7 +138,7 @@ def test_a_ranking_is_averaged_over_orders_and_must_name_each_once():
     assert [v.score for v in verdicts] == [0.5, 1.0, 0.0, None, 1.0]
     assert len(oracle.asked) == 2
     assert sum(v.cost.judge_calls for v in verdicts) == 2
-    broken = Context(model=Oracle(lambda text, j: '{"order": [1, 1, 2]}'))
+    broken = Context(model=Oracle(lambda text: '{"order": [1, 1, 2]}'))
     assert {v.score for v in build("judge", "rank").judge(BY_ID, answers("3", "2", "44"), broken)} == {None}
 
 
@@ -178,6 +172,11 @@ def test_another_wording_is_another_key(tmp_path):
     mine.write_text("version: 1\nmessages:\n  - {role: user, content: 'Points from 1 to 10 for {{ answer }}?'}\n")
     judge = build("judge", {"score": {"template": str(mine)}})
     assert judge.fingerprint() != build("judge", "score").fingerprint()
+    mine.write_text(mine.read_text().replace("Points", "Marks"))
+    again = build("judge", {"score": {"template": str(mine)}})
+    assert again.fingerprint() != judge.fingerprint()
+    assert "Marks" in again.asked_with.messages[0][1]
+    assert "Points" in judge.asked_with.messages[0][1]
 
 
 def test_scripted_biases_have_the_odds_they_say():

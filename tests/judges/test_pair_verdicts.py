@@ -1,31 +1,14 @@
 """The judge `pair_verdicts` and the data it is trained on."""
 
-from dataclasses import dataclass, field
-
 import pytest
 
 from composers.pools import context, pool_of, prompt, sampled
+from oracle import Oracle
 from tamis.context import Context
 from tamis.errors import ConfigError
 from tamis.judges.pair_verdicts import LABELS, two_verdicts, verdict_line
 from tamis.judges.pairs import Pair
-from tamis.records import Completion, Cost, Turn
 from tamis.registry import build
-
-
-@dataclass
-class Oracle:
-    """Replies by a function of the question's text."""
-
-    reply: object
-    identity: str = "oracle"
-    asked: list = field(default_factory=list)
-
-    def generate(self, prompts, law, *, candidates, seed, sampler="temperature"):
-        for asked, wanted in zip(prompts, candidates, strict=True):
-            for j in wanted:
-                self.asked.append(asked.text)
-                yield Completion(asked.id, (Turn("assistant", self.reply(asked.text)),), index=j, cost=Cost(1, 1))
 
 
 def truthful(text):
@@ -119,6 +102,10 @@ def test_a_pair_whose_comparison_is_wrong_in_one_order_is_left_out():
     ctx.model = Oracle(lambda text: verdict_line(True, False))
     assert compose(ctx, alike=0) == []
     assert ctx.counts["dropped: a comparison contradicts what is known"] == 4
+    ctx = context()
+    ctx.model = Oracle(lambda text: "both are fine")
+    assert compose(ctx, alike=0) == []
+    assert ctx.counts["dropped: a comparison has no verdicts that can be read"] == 4
 
 
 def test_limits_and_refusals():

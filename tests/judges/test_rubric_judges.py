@@ -5,27 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from oracle import Oracle
 from tamis.context import Context
 from tamis.errors import ConfigError, DataError
 from tamis.judges.pairs import Pair
-from tamis.records import Completion, Cost, Message, Prompt, Turn
+from tamis.records import Completion, Message, Prompt, Turn
 from tamis.registry import build
-
-
-class Scripted:
-    """Replies by a function of the question's text and the law."""
-
-    identity = "scripted"
-
-    def __init__(self, reply):
-        self.reply, self.asked = reply, []
-
-    def generate(self, prompts, law, *, candidates, seed, sampler="", **_):
-        for prompt, wanted in zip(prompts, candidates, strict=True):
-            for j in wanted:
-                self.asked.append(prompt.text)
-                yield Completion(prompt.id, (Turn("assistant", self.reply(prompt.text)),), index=j, cost=Cost(1, 1))
-
 
 ASKED = Prompt((Message("user", "2+2?"),))
 PAIRS = [
@@ -48,7 +33,7 @@ def by_file(tmp_path):
 
 
 def test_votes_are_shown_in_random_orders_and_counted(by_file):
-    model = Scripted(truthful)
+    model = Oracle(truthful)
     verdicts = by_file().compare(PAIRS, Context(model=model))
     assert {(v.label, v.probability, v.judge, v.cost.judge_calls) for v in verdicts} == {("A", 1.0, "rubric", 5)}
     assert [v.completion_ids for v in verdicts] == [p.ids for p in PAIRS]
@@ -57,7 +42,7 @@ def test_votes_are_shown_in_random_orders_and_counted(by_file):
 
 
 def test_a_judge_that_follows_the_place_wins_nothing_on_average(by_file):
-    ctx = Context(model=Scripted(lambda text: "Verdict: A"))
+    ctx = Context(model=Oracle(lambda text: "Verdict: A"))
     shares = [v.probability for v in by_file().compare(PAIRS, ctx)]
     assert 0.3 < np.mean(shares) < 0.7
     assert {v.label for v in by_file(both_orders=True).compare(PAIRS, ctx)} == {"tie"}
@@ -72,9 +57,9 @@ def test_equal_votes_are_a_tie_and_unreadable_ones_do_not_vote(by_file):
         first[text.split("good ")[1][:3]] += 1
         return "Verdict: " + ("A" if f"Answer A:\n{answer}" in text else "B")
 
-    (tie,) = by_file(votes=2).compare(PAIRS[:1], Context(model=Scripted(once_each)))
+    (tie,) = by_file(votes=2).compare(PAIRS[:1], Context(model=Oracle(once_each)))
     assert (tie.label, tie.probability) == ("tie", 0.5)
-    (unread,) = by_file(votes=3).compare(PAIRS[:1], Context(model=Scripted(lambda text: "hm")))
+    (unread,) = by_file(votes=3).compare(PAIRS[:1], Context(model=Oracle(lambda text: "hm")))
     assert (unread.label, unread.probability) == ("unparseable_verdict", None)
     with pytest.raises(ConfigError, match="votes"):
         by_file(votes=0)
@@ -101,7 +86,7 @@ def unit(texts):
 
 
 def test_it_learns_once_and_judges_by_what_it_learned(pairs_file, tmp_path):
-    model = Scripted(learning)
+    model = Oracle(learning)
     ctx = Context(model=model, embed=unit)
     options = {"pairs": str(pairs_file), "save": str(tmp_path / "out.yaml")}
     judge = build("judge", {"auto_rubric": options})
@@ -132,7 +117,7 @@ def test_data_without_pairs_is_refused(tmp_path):
     (tmp_path / "single.jsonl").write_text('{"prompt": "q", "answer": "a", "label": "yes"}\n')
     judge = build("judge", {"auto_rubric": {"pairs": str(tmp_path / "single.jsonl")}})
     with pytest.raises(DataError, match="no pair with a better answer"):
-        judge.compare(PAIRS, Context(model=Scripted(learning), embed=unit))
+        judge.compare(PAIRS, Context(model=Oracle(learning), embed=unit))
     missing = build("judge", {"auto_rubric": {"pairs": str(tmp_path / "none.jsonl")}})
     with pytest.raises(DataError, match="there is no file"):
         missing.fingerprint()

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -36,14 +37,17 @@ def echo(request: dict[str, Any]) -> str:
 class Server:
     """A chat server; `answer(request, how many times the same was asked)` decides each answer.
 
-    `requests` and `keys` are what came, `answered` how often each whole chat completion (by its `echo`) was sent.
+    `requests` and `keys` are what came, `heads` the target and the headers of each request, `answered` how often each whole
+    chat completion (by its `echo`) was sent. With `tls` it is spoken to over TLS alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self.answer: Callable[[dict[str, Any], int], Reply | Act] = lambda request, tries: chat(echo(request))
         self.models: Any = {"data": [{"id": "m", "owned_by": "me", "created": time.time()}]}
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.heads: list[tuple[str, dict[str, str]]] = []
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.connections = self.in_flight = self.most_in_flight = 0
@@ -53,13 +57,15 @@ class Server:
 
     @property
     def base(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}/v1"
 
     def open(self) -> None:
         """Begin to listen; after `close`, on the same port again."""
         self.closing.clear()
         self.http = _Http(("127.0.0.1", self.port), type("Handler", (_Handler,), {"home": self}))
         self.port = self.http.server_address[1]
+        if self.tls:
+            self.http.socket = self.tls.wrap_socket(self.http.socket, server_side=True)
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,))
         self.thread.start()
 
@@ -114,6 +120,12 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         with self.home.lock:
             self.home.connections += 1
+
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        if parsed:
+            self.home.heads.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
+        return parsed
 
     def do_GET(self) -> None:
         self.send(reply(self.home.models))

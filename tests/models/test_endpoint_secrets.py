@@ -1,5 +1,6 @@
 """Neither the key nor a proxy's password appears in errors, records, run folders, logs or on the terminal."""
 
+import base64
 import io
 import traceback
 from collections.abc import Iterator
@@ -106,16 +107,19 @@ def ask_through_proxy(base: str) -> list[Completion]:
 def test_a_proxy_is_used_and_told_its_password_alone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("http_proxy", f"http://user:{PASSWORD}@127.0.0.1:{server.port}")
-    at = http.Server.of("http://models.invalid:81/v1")
-    assert at.target("/models") == "http://models.invalid:81/v1/models"
-    assert [c.finish_reason for c in ask_through_proxy("http://models.invalid:81/v1")] == ["stop"] * 3
+    base = "http://models.invalid:81/v1"
+    assert [c.finish_reason for c in ask_through_proxy(base)] == ["stop"] * 3
+    assert {target for target, _ in server.heads} == {f"{base}/models", f"{base}/chat/completions"}
+    login = base64.b64encode(f"user:{PASSWORD}".encode()).decode()
+    assert all(head["proxy-authorization"] == f"Basic {login}" for _, head in server.heads)
     monkeypatch.setenv("no_proxy", "models.invalid")
-    assert http.Server.of("http://models.invalid:81/v1").proxy is None
+    assert http.Server.of(base).proxy is None
 
 
-def test_a_url_with_a_password_is_refused_without_showing_it() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "[::1", "\uff0fx"])
+def test_a_url_with_a_password_is_refused_without_showing_it(host: str) -> None:
     with pytest.raises(ModelError) as caught:
-        resolve(f"http://user:{PASSWORD}@127.0.0.1:9/v1#m")
+        resolve(f"http://user:{PASSWORD}@{host}/v1#m")
     assert PASSWORD not in shown(caught.value)
 
 

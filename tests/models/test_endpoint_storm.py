@@ -263,6 +263,25 @@ def test_bytes_nobody_asked_for_are_no_answer(server: Server) -> None:
     assert [c.text.partition("|")[0] for c in found] == [p.text for p in asked]
 
 
+def test_bytes_that_come_while_nothing_is_asked_are_no_answer(server: Server) -> None:
+    """Nor must one that comes later, on a connection that is kept."""
+
+    def answer(request: dict, tries: int):
+        def twice(handler) -> None:
+            handler.close_connection = False
+            handler.send(chat(echo(request)))
+            time.sleep(0.05)
+            handler.send(chat("wrong"))
+
+        return twice if "q0|" in echo(request) else chat(echo(request))
+
+    server.answer = answer
+    model = model_of(server, concurrency=1)
+    assert ask(model, prompts(1))[0].text.startswith("q0|")
+    time.sleep(0.2)
+    assert ask(model, prompts(1, "later"))[0].text.startswith("later0|")
+
+
 def test_connections_are_kept(server: Server) -> None:
     model = model_of(server, concurrency=4)
     before = server.connections

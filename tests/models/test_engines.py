@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tamis import recipe
+from tamis import environment, recipe
 from tamis.errors import ConfigError, MissingExtra, ModelError
 from tamis.models import ModelRef, engines, keeper, load, resolve
 from tamis.models.engines import EngineState, choose
@@ -69,8 +69,7 @@ def test_auto_takes_vllm_where_it_is_and_the_model_is_worth_it(monkeypatch, ref)
 
 
 def test_what_is_asked_for_and_not_there_names_the_command(monkeypatch, ref):
-    monkeypatch.setattr(engines, "_version", lambda package: "")
-    monkeypatch.setattr("tamis.models.vllm._version", lambda: "")
+    monkeypatch.setattr(environment, "version", lambda package: "")
     for name in ("vllm", "llamacpp"):
         with pytest.raises(MissingExtra, match=rf"pip install 'tamis\[{name}\]'"):
             choose(name, ref)
@@ -158,5 +157,4 @@ def test_a_run_fails_before_it_starts_without_its_engine(monkeypatch):
 def test_the_default_is_transformers_and_its_key_says_so(ref):
     model = load(ref, device="cpu")
     assert isinstance(model, LocalModel)
-    found = engines.key(model)
-    assert found == {"engine": "transformers", "device": "cpu", "dtype": "float32", "batch_rows": model.batch_rows}
+    assert model.key == {"engine": "transformers", "device": "cpu", "dtype": "float32", "batch_rows": model.batch_rows}

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from tamis import environment
 from tamis.errors import ConfigError, MissingExtra, ModelError
 from tamis.hashing import derive_seed
-from tamis.models import ModelRef, vllm
+from tamis.models import ModelRef
 from tamis.models.vllm import VLLMModel
 from tamis.records import Law, Message, Prompt
 from tokenizers_made import tokenizer
@@ -323,6 +324,6 @@ def test_what_cannot_be_done_says_so(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match="needs a CUDA device"):
         model_of(folder).context_length  # noqa: B018
-    monkeypatch.setattr(vllm, "_version", lambda: "")
+    monkeypatch.setattr(environment, "version", lambda package: "")
     with pytest.raises(MissingExtra, match=r"pip install 'tamis\[vllm\]'"):
         model_of(folder).context_length  # noqa: B018

@@ -1,7 +1,8 @@
 """Ask a model: in batches, again where an answer cannot be read, never what is known already."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -9,12 +10,15 @@ import numpy as np
 from tamis.asking.reading import read_label
 from tamis.context import Context
 from tamis.hashing import derive_seed, digest
-from tamis.models.base import LabelModel
-from tamis.records import Cost, Law, Message, Prompt
+from tamis.models.base import LabelModel, StructuredModel
+from tamis.records import Cost, Law, Message, Prompt, total_cost
 
 T = TypeVar("T")
 
 GREEDY = Law(temperature=0.0, max_new_tokens=512)
+SAMPLED = Law(temperature=1.0, max_new_tokens=64)
+KEPT_AT_ONCE = 64
+"""Replies that are written together: what a kill can lose."""
 RETRY_TEMPERATURE = 0.7
 """Least temperature of a retry: a greedy answer asked for again would be the same."""
 
@@ -115,9 +119,10 @@ def _replies(ctx: Context, wanted: Sequence[tuple[Question[Any], int]], law: Law
     missing = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
     for schema, indices in _by_schema(wanted, sorted(missing.values())):
         fresh = _generate(ctx, [prompts[i] for i in indices], [wanted[i][1] for i in indices], law, seed, schema)
-        found = {keys[i]: reply for i, reply in zip(indices, fresh, strict=True)}
-        ctx.replies.put({key: reply for key, reply in found.items() if reply["finish"] != "error"})
-        known |= found
+        answered = zip(indices, fresh, strict=True)
+        while part := {keys[i]: reply for i, reply in islice(answered, KEPT_AT_ONCE)}:
+            ctx.replies.put({key: reply for key, reply in part.items() if reply["finish"] != "error"})
+            known |= part
     return [known[key] for key in keys]
 
 
@@ -133,41 +138,43 @@ def _by_schema(
 
 def _generate(
     ctx: Context, prompts: Sequence[Prompt], samples: Sequence[int], law: Law, seed: int, schema: Any
-) -> list[dict[str, Any]]:
-    extra = {"schema": schema} if schema is not None and getattr(ctx.model, "structured", False) else {}
+) -> Iterator[dict[str, Any]]:
+    model = ctx.model
+    extra = {"schema": schema} if schema is not None and isinstance(model, StructuredModel) and model.structured else {}
     candidates = [[j] for j in samples]
-    made = ctx.model.generate(prompts, law, candidates=candidates, seed=seed, sampler="ask", **extra)
-    return [
-        {
+    made = model.generate(prompts, law, candidates=candidates, seed=seed, sampler="ask", **extra)
+    for c in made:
+        yield {
             "text": c.text,
             "finish": c.finish_reason,
             "prompt_tokens": c.cost.prompt_tokens,
             "sampled_tokens": c.cost.sampled_tokens,
         }
-        for c in made
-    ]
 
 
 def label_probabilities(
-    ctx: Context, questions: Sequence[tuple[Message, ...]], labels: Sequence[str], *, samples: int = 8
-) -> np.ndarray:
-    """Return (N, K) float64: the probability that `ctx.model` answers each question with each label; rows sum to 1.
+    ctx: Context,
+    questions: Sequence[tuple[Message, ...]],
+    labels: Sequence[str],
+    law: Law = SAMPLED,
+    *,
+    samples: int = 8,
+    retries: int = 0,
+) -> tuple[np.ndarray, list[Cost]]:
+    """Return the probability that `ctx.model` answers each of N questions with each of K labels, and what each cost.
 
-    Exact where the model gives log-probabilities of labels (`label_logprobs`), renormalised over the labels; otherwise the
-    shares among `samples` sampled answers that name a label. A row is NaN where no answer names one.
+    The probabilities are (N, K) float64, and rows sum to 1: exact where the model gives log-probabilities of labels
+    (`label_logprobs`; its tokens are not counted), renormalised over the labels; otherwise the shares among `samples`
+    answers under `law` that name a label. A row is NaN where no answer names one.
     """
     if isinstance(ctx.model, LabelModel) and len(questions):
         given = ctx.model.label_logprobs([Prompt(m) for m in questions], labels).logprobs.astype(np.float64)
         with np.errstate(invalid="ignore"):
             weights = np.exp(given - given.max(axis=1, keepdims=True))
-            return weights / weights.sum(axis=1, keepdims=True)
+            return weights / weights.sum(axis=1, keepdims=True), [Cost(judge_calls=1)] * len(questions)
     asked = [Question(m, lambda text: read_label(text, labels)) for m in questions]
-    votes = np.array(
-        [
-            [sum(a.value == label for a in answers) for label in labels]
-            for answers in ask(ctx, asked, Law(temperature=1.0, max_new_tokens=64), samples=samples, retries=0)
-        ],
-        dtype=np.float64,
-    ).reshape(len(questions), len(labels))
+    answers = ask(ctx, asked, law, samples=samples, retries=retries)
+    counts = [[sum(a.value == label for a in row) for label in labels] for row in answers]
+    votes = np.array(counts, dtype=np.float64).reshape(len(questions), len(labels))
     with np.errstate(invalid="ignore"):
-        return votes / votes.sum(axis=1, keepdims=True)
+        return votes / votes.sum(axis=1, keepdims=True), list(map(total_cost, answers))

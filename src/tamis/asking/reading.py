@@ -31,11 +31,11 @@ def _objects(text: str) -> list[dict[str, Any]]:
     found, at = [], text.find("{")
     while at >= 0:
         try:
-            value, length = json.JSONDecoder().raw_decode(text[at:])
+            value, end = json.JSONDecoder().raw_decode(text, at)
             found.append(value)
         except (ValueError, RecursionError):
-            length = 1
-        at = text.find("{", at + length)
+            end = at + 1
+        at = text.find("{", end)
     return found
 
 

@@ -10,18 +10,18 @@ Contents are Jinja templates in a sandbox; a field that is missing is an error, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
+import jinja2
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tamis.errors import ConfigError, nearest
 from tamis.hashing import digest
-from tamis.plain import parse
+from tamis.plain import file_text, parse
 from tamis.records import Message
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False, trim_blocks=True)
@@ -36,7 +36,7 @@ class Template:
     about: str
     messages: tuple[tuple[str, str], ...]
 
-    @property
+    @cached_property
     def fields(self) -> set[str]:
         """Names of the fields that the messages use."""
         return {name for _, text in self.messages for name in find_undeclared_variables(_JINJA.parse(text))}
@@ -49,7 +49,7 @@ class Template:
     def render(self, **values: Any) -> tuple[Message, ...]:
         """Return the messages with their fields filled in. Raises ConfigError for a field that is not given."""
         try:
-            return tuple(Message(r, _JINJA.from_string(text).render(values).strip()) for r, text in self.messages)
+            return tuple(Message(r, _compiled(text).render(values).strip()) for r, text in self.messages)
         except TemplateError as error:
             raise ConfigError(
                 f"the template cannot be filled in: {error}",
@@ -58,32 +58,32 @@ class Template:
             ) from None
 
 
+@cache
+def _compiled(text: str) -> jinja2.Template:
+    return _JINJA.from_string(text)
+
+
 def names() -> list[str]:
     """Return the names of the packaged templates."""
     folder = files("tamis.asking").joinpath("templates")
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
-@cache
 def template(source: str, given: tuple[str, ...] = ()) -> Template:
-    """Return the packaged template `source`, or the one in a YAML file of that path.
+    """Return the packaged template `source`, or the one in a YAML file of that path, as it is now.
 
     `given` are the fields that the caller will fill in. Raises ConfigError for an unknown name, a file that is no template,
     or one that uses another field.
     """
     if source.endswith((".yaml", ".yml")):
-        path = Path(source).expanduser()
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the template cannot be read: {error}", where=source) from None
+        text = file_text(source, "template")
     elif source in names():
         text = files("tamis.asking").joinpath("templates", f"{source}.yaml").read_text(encoding="utf-8")
     else:
         raise ConfigError(
             f"unknown template '{source}'", hint=f"{nearest(source, names())} A path to a .yaml file works too."
         )
-    made = _checked(parse(text, source), source)
+    made = _parsed(text, source)
     unknown = sorted(made.fields.difference(given)) if given else []
     if unknown:
         raise ConfigError(
@@ -94,7 +94,10 @@ def template(source: str, given: tuple[str, ...] = ()) -> Template:
     return made
 
 
-def _checked(raw: Any, where: str) -> Template:
+@cache
+def _parsed(text: str, where: str) -> Template:
+    raw = parse(text, where)
+
     def refuse(why: str) -> ConfigError:
         hint = "A template is {version: 1, messages: [{role: user, content: TEXT}]}."
         return ConfigError(why, where=where, hint=hint)

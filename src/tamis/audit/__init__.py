@@ -1,7 +1,7 @@
 """The audit of a judge: how far can it be trusted, on data whose better answers or labels are known.
 
-`data` reads the file, `asking` asks the judge (both orders, repeats; replies kept by content), `trials` turns verdicts into
-arrays, `statistics` and `figures` compute, `words` says it, `page` writes it. `audit` does all of it.
+`tamis.preferences` reads the file, `asking` asks the judge (both orders, repeats; replies kept by content), `trials` turns
+verdicts into arrays, `statistics` and `figures` compute, `words` says it, `page` writes it. `audit` does all of it.
 """
 
 from tamis.audit.run import AuditResult, audit

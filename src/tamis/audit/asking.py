@@ -12,23 +12,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tamis.asking.ask import RETRY_TEMPERATURE
-from tamis.audit.data import AuditData, Case, Item
 from tamis.context import Context
 from tamis.errors import ConfigError
 from tamis.hashing import derive_seed, digest
 from tamis.judges.pairs import TIES, Pair
+from tamis.preferences import Item, KnownAnswers, Preference
 from tamis.records import Cost, Verdict, total_cost
 from tamis.registry import config_of
 from tamis.replies import Replies
 
-CHUNK = 16
+CHUNK = 64
 Tell = Callable[[str], None]
 Ask = Callable[[Any, Sequence[Any], Context], list[Verdict]]
 
 
 @dataclass
 class Sitting:
-    """What a judge said: a verdict per case (or item) in the file's order, in the other order, and per repeat.
+    """What a judge said: a verdict per pair (or item) in the file's order, in the other order, and per repeat.
 
     Labels of verdicts on pairs are "A" (the one shown first), "B", a tie or a fault. `back` is empty for a judge that is shown
     no order. `repeated_at` is the temperature of the repeats where it is not the judge's own. `known` of `wanted` verdicts
@@ -85,7 +85,7 @@ class Asker:
         self.model: Any = None
         self.wanted = self.known = 0
 
-    def sit(self, data: AuditData, *, seed: int, repeats: int) -> Sitting:
+    def sit(self, data: KnownAnswers, *, seed: int, repeats: int) -> Sitting:
         """Return all verdicts on the data. Raises ConfigError for a pairwise judge of single answers."""
         started = time.monotonic()
         pairwise = is_pairwise(self.judge)
@@ -96,8 +96,8 @@ class Asker:
                 hint="Take a judge of single answers (score, label, answer), or data with pairs.",
             )
         ask = _ask_items if data.items else _ask_pairs if pairwise else _ask_scores
-        units: Sequence[Case | Item] = data.items or data.cases
-        swapped = [dataclasses.replace(c, pair=c.pair.swapped()) for c in data.cases] if pairwise else []
+        units: Sequence[Preference | Item] = data.items or data.pairs
+        swapped = [dataclasses.replace(p, pair=p.pair.swapped()) for p in data.pairs] if pairwise else []
         judge, warmer = self.judge, _warmer(self.judge)
         found = Sitting(
             self._verdicts(judge, ask, units, seed, "in the order given"),
@@ -126,7 +126,7 @@ class Asker:
             self.replies.put({keys[i]: _kept(found[i]) for i in part if keys[i] and found[i].label != "no_reply"})
         return [found[i] for i in range(len(units))]
 
-    def _key(self, judge: Any, unit: Case | Item, seed: int) -> str:
+    def _key(self, judge: Any, unit: Preference | Item, seed: int) -> str:
         component = getattr(judge, "component", None)
         if component is None:
             return ""
@@ -153,20 +153,20 @@ def _warmer(judge: Any) -> Any:
     return None
 
 
-def _ask_pairs(judge: Any, cases: Sequence[Case], ctx: Context) -> list[Verdict]:
+def _ask_pairs(judge: Any, pairs: Sequence[Preference], ctx: Context) -> list[Verdict]:
     """Return a verdict per pair, each shown once, in the order given."""
-    return list(getattr(judge, "in_order", judge.compare)([c.pair for c in cases], ctx))
+    return list(getattr(judge, "in_order", judge.compare)([p.pair for p in pairs], ctx))
 
 
 def _ask_items(judge: Any, items: Sequence[Item], ctx: Context) -> list[Verdict]:
     return list(judge.judge({i.prompt.id: i.prompt for i in items}, [i.completion for i in items], ctx))
 
 
-def _ask_scores(judge: Any, cases: Sequence[Case], ctx: Context) -> list[Verdict]:
+def _ask_scores(judge: Any, pairs: Sequence[Preference], ctx: Context) -> list[Verdict]:
     """Return a verdict per pair from the scores of its two answers."""
-    prompts = {c.pair.prompt.id: c.pair.prompt for c in cases}
-    found = list(judge.judge(prompts, [x for c in cases for x in (c.pair.first, c.pair.second)], ctx))
-    return [_higher(c.pair, *two) for c, two in zip(cases, zip(found[::2], found[1::2], strict=True), strict=True)]
+    prompts = {p.pair.prompt.id: p.pair.prompt for p in pairs}
+    found = list(judge.judge(prompts, [c for p in pairs for c in (p.pair.first, p.pair.second)], ctx))
+    return [_higher(p.pair, *two) for p, two in zip(pairs, zip(found[::2], found[1::2], strict=True), strict=True)]
 
 
 def _higher(pair: Pair, first: Verdict, second: Verdict) -> Verdict:
@@ -185,9 +185,9 @@ def _kept(verdict: Verdict) -> dict[str, Any]:
     return row | {"cost": dataclasses.asdict(verdict.cost)}
 
 
-def _restored(kept: dict[str, Any], unit: Case | Item) -> Verdict:
-    ids = unit.pair.ids if isinstance(unit, Case) else (unit.completion.id,)
-    prompt = unit.pair.prompt if isinstance(unit, Case) else unit.prompt
+def _restored(kept: dict[str, Any], unit: Preference | Item) -> Verdict:
+    ids = unit.pair.ids if isinstance(unit, Preference) else (unit.completion.id,)
+    prompt = unit.pair.prompt if isinstance(unit, Preference) else unit.prompt
     return Verdict(prompt.id, ids, **{**kept, "cost": Cost(**kept["cost"])})
 
 

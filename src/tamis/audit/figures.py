@@ -31,7 +31,10 @@ def _share(hits: np.ndarray, prompts: np.ndarray) -> Figure | None:
 def agreement(t: Trials, rng: np.random.Generator) -> Figure:
     """Accuracy among the verdicts that name an answer, Cohen's kappa on them, and what became of all verdicts."""
     d = t.where(t.decided)
-    kappa = statistics.cohen_kappa((d.good < 0).astype(int), (d.said < 0).astype(int), d.prompts, rng)
+    # Where no order is shown each pair counts from both sides: which answer the file has first must not decide chance.
+    sides = (1,) if t.swapped else (1, -1)
+    known, said = (np.concatenate([side * values < 0 for side in sides]).astype(int) for values in (d.good, d.said))
+    kappa = statistics.cohen_kappa(known, said, np.tile(d.prompts, len(sides)), rng)
     return {
         "accuracy": _share(d.right, d.prompts),
         "kappa": figure(kappa, len(d.said)),

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tamis import __version__, registry
-from tamis.audit import data as audit_data
+from tamis import __version__, preferences, registry
 from tamis.audit import figures, words
 from tamis.audit.asking import Asker, Sitting, judge_name, winner
-from tamis.audit.data import AuditData
 from tamis.audit.trials import labelled, repeat_counts, trials
-from tamis.errors import ConfigError, ModelError
+from tamis.errors import ConfigError, DataError
 from tamis.files import explained, write_atomic, write_json
 from tamis.hashing import rng
-from tamis.plain import parse, plain
+from tamis.needs import require
+from tamis.plain import file_text, parse, plain
+from tamis.preferences import KnownAnswers
+from tamis.recipe import assignments
 from tamis.records import Verdict
 from tamis.registry import config_of
 from tamis.replies import Replies
@@ -41,7 +42,7 @@ class AuditResult:
 
 def audit(
     judge: Any,
-    data: AuditData | str | Path,
+    data: KnownAnswers | str | Path,
     *,
     model: str | None = None,
     mapping: Mapping[str, str] | None = None,
@@ -54,7 +55,7 @@ def audit(
     """Return what `judge` is worth on `data`, and write it into the folder `out` where one is given.
 
     `judge` is a recipe form (`"prefer"`, `{"prefer": {"votes": 3}}`) or an object with `compare` (pairs) or `judge`; `data` a
-    file (see `audit.data.read`, with `mapping`) of which `n` random rows are used. `model` is what a judge asks (default
+    file (see `tamis.preferences.read`, with `mapping`) of which `n` random rows are used. `model` is what a judge asks (default
     "smollm2-135m"). Every pair is shown in both orders; `repeats` (0, or 2 and more) further verdicts in the file's order
     tell self-consistency. Verdicts are kept in `out/verdicts.sqlite` and not asked for again.
 
@@ -64,8 +65,10 @@ def audit(
     if repeats == 1 or repeats < 0:
         raise ConfigError(f"--repeats is {repeats}", hint="Self-consistency takes 2 repeats or more; 0 leaves it out.")
     made = build(judge, model) if isinstance(judge, str | Mapping) else judge
-    found = data if isinstance(data, AuditData) else audit_data.read(str(data), mapping)
+    found = data if isinstance(data, KnownAnswers) else preferences.read(str(data), mapping)
     found = found.sample(n, seed)
+    if not (found.pairs or found.items):
+        raise DataError("there is nothing to audit the judge on", where=found.path)
     if out is not None:
         with explained(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -90,25 +93,12 @@ def spec(judge: str, options: Sequence[str] = ()) -> dict[str, Any]:
     """
     made: Any = judge
     if judge.endswith((".yaml", ".yml")):
-        try:
-            made = parse(Path(judge).expanduser().read_text(encoding="utf-8-sig"), judge)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the judge's file cannot be read: {error}", where=judge) from None
+        made = parse(file_text(judge, "judge's file"), judge)
     elif judge.lstrip().startswith("{"):
         made = parse(judge, "JUDGE")
-    made = {made: None} if isinstance(made, str) else made
-    if not isinstance(made, dict) or len(made) != 1:
-        raise ConfigError(
-            f"expected one judge, found {made!r:.80}", where=judge, hint="Write it as prefer or {prefer: {votes: 3}}."
-        )
-    ((name, config),) = made.items()
-    config = dict(config or {})
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"'{option}' is not option=value", hint="Example: --set temperature=0.7")
-        config[key.strip()] = parse(text, f"--set {key.strip()}")
-    return {name: config}
+    name, config = registry.split("judge", made, "JUDGE")
+    changes = dict(assignments(options, "temperature=0.7"))
+    return {name: {**(config or {}), **changes} if isinstance(config, Mapping | None) else config}
 
 
 def build(judge: str | Mapping[str, Any], model: str | None) -> Any:
@@ -126,16 +116,16 @@ def _asker(
     component = getattr(judge, "component", None)
     if component is None or not component.needs:
         return Asker(judge, replies=replies, tell=tell), {"model": None, "identity": ""}
-    from tamis.models.resolve import capabilities, load, resolve
-    from tamis.stages import describe
+    from tamis.models.resolve import load, resolve
 
-    name = getattr(judge, "model", None) or model or MODEL
-    missing = [need for need in component.needs if need not in capabilities(name)]
-    if missing:
-        raise ModelError(
-            f"the judge '{component.name}' needs {describe(missing)}, and the model '{name}' does not offer it",
-            hint="Name another with --model: a packaged model (tamis models list), a folder, a hub id or an endpoint.",
+    if "embedder" in component.needs:
+        raise ConfigError(
+            f"the judge '{component.name}' learns with an embedder, and an audit has none",
+            hint="Let it learn in a run, with save: rubric.yaml, and audit {rubric: {path: rubric.yaml}}.",
         )
+    name = getattr(judge, "model", None) or model or MODEL
+    hint = "Name another with --model: a packaged model (tamis models list), a folder, a hub id or an endpoint."
+    require(f"the judge '{component.name}'", component.needs, name, hint)
     ref = resolve(name)
     asker = Asker(judge, replies=replies, identity=ref.identity, load=lambda: load(ref), tell=tell)
     return asker, {"model": name, "identity": ref.identity}
@@ -145,7 +135,7 @@ def _options(judge: Any) -> dict[str, Any]:
     return plain(config_of(judge), "judge") if hasattr(judge, "component") else {}
 
 
-def _result(judge: Any, data: AuditData, sitting: Sitting, seed: int) -> dict[str, Any]:
+def _result(judge: Any, data: KnownAnswers, sitting: Sitting, seed: int) -> dict[str, Any]:
     """Return every figure as plain data."""
     luck = rng(seed, "audit figures")
     if data.items:
@@ -154,7 +144,7 @@ def _result(judge: Any, data: AuditData, sitting: Sitting, seed: int) -> dict[st
         found["groups"] = figures.item_groups(of, [i.group for i in data.items])
     else:
         t = trials(data, sitting)
-        prompts = t.prompts[: len(data.cases)]
+        prompts = t.prompts[: len(data.pairs)]
         found = {"agreement": figures.agreement(t, luck)}
         if t.swapped:
             found |= {"outcomes": figures.outcomes(t), "place": figures.place(t)}
@@ -162,10 +152,10 @@ def _result(judge: Any, data: AuditData, sitting: Sitting, seed: int) -> dict[st
             "length": figures.length(t),
             "effects": figures.effects(t),
             "calibration": figures.calibration(t.probability, t.good == 1, t.prompts, luck),
-            "groups": figures.groups(t, [c.group for c in data.cases]),
+            "groups": figures.groups(t, [c.group for c in data.pairs]),
         }
     if sitting.repeats:
-        counts = repeat_counts(sitting, pairs=bool(data.cases))
+        counts = repeat_counts(sitting, pairs=bool(data.pairs))
         found["consistency"] = figures.consistency(counts, prompts, luck) | {"temperature": sitting.repeated_at}
     kind = "items" if data.items else "pairs"
     about = {"file": Path(data.path).name, "kind": kind, "used": len(prompts), "prompts": int(prompts.max()) + 1}
@@ -173,8 +163,8 @@ def _result(judge: Any, data: AuditData, sitting: Sitting, seed: int) -> dict[st
     return {**found, "cost": _cost(judge, data, sitting), "seed": seed}
 
 
-def _cost(judge: Any, data: AuditData, sitting: Sitting) -> dict[str, Any]:
-    lost = [v for v in sitting.verdicts if (math.isnan(winner(v)) if data.cases else v.score is None)]
+def _cost(judge: Any, data: KnownAnswers, sitting: Sitting) -> dict[str, Any]:
+    lost = [v for v in sitting.verdicts if (math.isnan(winner(v)) if data.pairs else v.score is None)]
     cost = sitting.cost
     return {
         "verdicts": sitting.wanted,
@@ -188,12 +178,12 @@ def _cost(judge: Any, data: AuditData, sitting: Sitting) -> dict[str, Any]:
     }
 
 
-def _example(verdict: Verdict, data: AuditData) -> dict[str, str]:
-    where = {c.pair.prompt.id: c.where for c in data.cases} | {i.prompt.id: i.where for i in data.items}
+def _example(verdict: Verdict, data: KnownAnswers) -> dict[str, str]:
+    where = {c.pair.prompt.id: c.where for c in data.pairs} | {i.prompt.id: i.where for i in data.items}
     return {"row": where[verdict.prompt_id], "reason": verdict.label, "reply": verdict.rationale[:600]}
 
 
-def _write(out: Path, result: dict[str, Any], data: AuditData) -> None:
+def _write(out: Path, result: dict[str, Any], data: KnownAnswers) -> None:
     from tamis.audit.page import render
 
     rejected = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in data.rejected)

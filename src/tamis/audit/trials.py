@@ -11,13 +11,14 @@ import numpy as np
 
 from tamis.asking import read_label
 from tamis.audit.asking import Sitting, winner
-from tamis.audit.data import AuditData, Item
 from tamis.errors import DataError
+from tamis.preferences import Item, KnownAnswers
 from tamis.records import Verdict
 
+_ITEM = r"[^\S\n]*(?:[-*+•]|\d+[.)])\s+\S"
 STYLES: dict[str, re.Pattern[str]] = {
     "headings": re.compile(r"^#{1,6} \S", re.MULTILINE),
-    "lists": re.compile(r"^\s*(?:[-*+•]|\d+[.)])\s+\S.*\n(?:.*\n)*?\s*(?:[-*+•]|\d+[.)])\s+\S", re.MULTILINE),
+    "lists": re.compile(rf"^{_ITEM}.*\n(?:.*\n)*?{_ITEM}", re.MULTILINE),
     "bold": re.compile(r"\*\*[^\s*][^*\n]*\*\*|__[^\s_][^_\n]*__"),
     "numbers": re.compile(r"(?m)(?<!^)(?<![\w.])\d+(?:[.,]\d+)*(?![.)]\s)"),
     "citations": re.compile(r"https?://|\[\d+\]|\bet al\b|\bdoi:|\([^()\n]*\b(?:1[5-9]|20)\d\d\)", re.IGNORECASE),
@@ -69,9 +70,9 @@ class Trials:
         return Trials(**{name: v[rows] if isinstance(v, np.ndarray) else v for name, v in parts.items()})
 
 
-def trials(data: AuditData, sitting: Sitting) -> Trials:
+def trials(data: KnownAnswers, sitting: Sitting) -> Trials:
     """Return the verdicts on pairs as arrays."""
-    cases = data.cases
+    cases = data.pairs
     numbers = _numbered([c.pair.prompt.messages for c in cases])
     good = np.array([1.0 - 2 * c.better for c in cases])
     sizes = np.array([(len(c.pair.first.text), len(c.pair.second.text)) for c in cases], dtype=np.float64)
@@ -115,7 +116,7 @@ class Labelled:
     style: np.ndarray
 
 
-def labelled(data: AuditData, sitting: Sitting, judge: Any) -> Labelled:
+def labelled(data: KnownAnswers, sitting: Sitting, judge: Any) -> Labelled:
     """Return the verdicts on single answers as arrays.
 
     Labels are those of the judge's option `labels` where the data use them; else yes/no, right/wrong, true/false, 1/0 and the

@@ -26,8 +26,9 @@ from tamis.checks.sums import exact
 from tamis.coding_rate import coding_rate, coding_rate_select
 from tamis.context import Context
 from tamis.judges.pairs import Pair
+from tamis.preferences import Preference
 from tamis.records import Completion, Cost, Law, Message, Prompt, Turn
-from tamis.rubrics import Preference, QueryRubric, propose_evaluate_revise
+from tamis.rubrics import QueryRubric, propose_evaluate_revise
 
 NAME = "auto-rubric"
 ROW = 26

@@ -10,6 +10,7 @@ the same size learn from as many labelled solutions, in pairs or alone, to write
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -268,9 +269,7 @@ def crossing(table: Table) -> float:
     """Return the pair error, between two of the sweep, at which the knockout is as good as one verdict of error 0.3."""
     level = table.mean(f"one verdict, error {SINGLE_ERROR}")
     heights = [table.mean(f"knockout, error {e}") - level for e in SWEEP]
-    for (e, above), (after, below) in zip(
-        zip(SWEEP, heights, strict=True), zip(SWEEP[1:], heights[1:], strict=False), strict=False
-    ):
+    for (e, above), (after, below) in pairwise(zip(SWEEP, heights, strict=True)):
         if above > 0 >= below:
             return e + (after - e) * above / (above - below)
     return float("nan")

@@ -104,32 +104,44 @@ class Result:
         return all(f.holds for f in self.figures if f.kind == "gate")
 
 
-def known() -> list[Check]:
-    """Return all checks, by row. A check file names NAME, ROW, CLAIM, SEEDS, world, ARMS and verdict."""
+def known() -> tuple[list[Check], list[str]]:
+    """Return all checks, by row, and what is wrong with each check file that cannot be used.
+
+    A check file names NAME, ROW, CLAIM, SEEDS, world, ARMS and verdict.
+    """
     package = importlib.import_module("tamis.checks")
-    found = []
+    checks, broken = [], []
     for info in pkgutil.iter_modules(package.__path__):
-        if info.name[0] == "c" and info.name[1:4].isdigit():
-            module = importlib.import_module(f"tamis.checks.{info.name}")
-            found.append(
-                Check(module.NAME, module.ROW, module.CLAIM, module.SEEDS, module.world, module.ARMS, module.verdict)
-            )
-    return sorted(found, key=lambda c: c.row)
+        if info.name[0] != "c" or not info.name[1:4].isdigit():
+            continue
+        try:
+            m = importlib.import_module(f"tamis.checks.{info.name}")
+            checks.append(Check(m.NAME, m.ROW, m.CLAIM, m.SEEDS, m.world, m.ARMS, m.verdict))
+        except Exception as error:
+            broken.append(f"The check file {info.name}.py cannot be used: {type(error).__name__}: {error}")
+    return sorted(checks, key=lambda c: c.row), broken
 
 
 def choose(names: Sequence[str], rows: Sequence[int], every: bool) -> list[Check]:
-    """Return the checks asked for. Raises ConfigError for an unknown one and when none is asked for."""
-    checks = known()
+    """Return the checks asked for.
+
+    Raises ConfigError for an unknown one, when none is asked for, and when all are and a check file cannot be used.
+    """
+    checks, broken = known()
+    if every and broken:
+        raise ConfigError(" ".join(broken), hint="Mend it, or name the checks to run.")
     if every:
         return checks
     by_name = {c.name: c for c in checks}
     by_row = {c.row: c for c in checks}
     for name in names:
         if name not in by_name:
-            raise ConfigError(f"there is no check '{name}'", hint=nearest(name, by_name))
+            raise ConfigError(f"there is no check '{name}'", hint=" ".join([nearest(name, by_name), *broken]))
     for row in rows:
         if row not in by_row:
-            raise ConfigError(f"row {row} has no check", hint=f"Rows: {', '.join(map(str, by_row))}")
+            raise ConfigError(
+                f"row {row} has no check", hint=" ".join([f"Rows: {', '.join(map(str, by_row))}.", *broken])
+            )
     chosen = [by_name[n] for n in names] + [by_row[r] for r in rows]
     if not chosen:
         raise ConfigError("name what to check", hint=f"Known: {', '.join(by_name)}; or --row N, or --all")

@@ -87,20 +87,21 @@ class PairVerdictData(AsksModel):
                 places = possible[i]
                 yield Pair(prompt, *(pool.completions[p] for p in places)), places, truth
 
-    def _comparisons(self, shown: list[Labelled], ctx: Context) -> list[tuple[str, bool]]:
-        """Return for each pair the comparison and whether both its verdicts are true."""
+    def _comparisons(self, shown: list[Labelled], ctx: Context) -> list[tuple[str, str]]:
+        """Return for each pair the comparison and why it cannot be trained on, "" where it can."""
         if not self.reasoning:
-            return [(verdict_line(*truth), True) for _, _, truth in shown]
+            return [(verdict_line(*truth), "") for _, _, truth in shown]
         answers = self.ask(ctx, [pair.facts() for pair, _, _ in shown], two_verdicts)
-        return [(a.text.strip(), a.value == truth) for (a,), (_, _, truth) in zip(answers, shown, strict=True)]
+        return [(a.text.strip(), _fault(a.value, truth)) for (a,), (_, _, truth) in zip(answers, shown, strict=True)]
 
     def _examples(
-        self, both: tuple[Labelled, ...], texts: tuple[tuple[str, bool], ...], pool: Pool, ctx: Context
+        self, both: tuple[Labelled, ...], texts: tuple[tuple[str, str], ...], pool: Pool, ctx: Context
     ) -> Iterator[Example]:
         pair, places, _ = both[0]
         record = "+".join(pair.ids)
-        if not all(true for _, true in texts):
-            ctx.drop(record, "a comparison contradicts what is known", prompt=pair.prompt.id)
+        fault = next((fault for _, fault in texts if fault), "")
+        if fault:
+            ctx.drop(record, fault, prompt=pair.prompt.id)
             return
         targets = []
         for (order, _, _), (text, _) in zip(both, texts, strict=True):
@@ -114,3 +115,9 @@ class PairVerdictData(AsksModel):
             assert target is not None
             metadata = {"origin": "pair_verdict_data", "right": list(truth)}
             yield Example("sft", pair.prompt.id, target, weight=weight, sources=sources, metadata=metadata)
+
+
+def _fault(said: tuple[bool, bool] | None, truth: tuple[bool, bool]) -> str:
+    if said is None:
+        return "a comparison has no verdicts that can be read"
+    return "" if said == truth else "a comparison contradicts what is known"

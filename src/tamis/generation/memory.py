@@ -1,9 +1,9 @@
 """How many rows fit the memory there is, and which errors say that they did not."""
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from transformers.cache_utils import DynamicCache
 
+from tamis import environment
 from tamis.generation.forward import Forward
 
 MOST_ROWS_CPU = 128
@@ -27,11 +27,11 @@ def rows_that_fit(forward: Forward, longest: int, limit: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of `device`, in bytes."""
+    """Return the free memory of `device` in bytes; of a CPU, within what this process may use (`environment.memory`)."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available
+    return environment.memory().free
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from tamis import answers, gym
 from tamis.context import Context
-from tamis.errors import ConfigError, DataError
+from tamis.errors import ConfigError
 from tamis.hashing import digest
+from tamis.judges.asking import prompt_of
 from tamis.records import Completion, Prompt, Verdict
 from tamis.registry import judge, option
 
@@ -67,9 +68,7 @@ class Answer:
     ) -> Iterator[Verdict]:
         """Yield one verdict per completion, in order. Raises DataError for a completion of an unknown prompt."""
         for completion in completions:
-            prompt = prompts.get(completion.prompt_id)
-            if prompt is None:
-                raise DataError(f"prompt {completion.prompt_id} is not there", where=f"completion {completion.id}")
+            prompt = prompt_of(prompts, completion)
             score, label, rationale = self._find(completion, prompt)
             yield Verdict(
                 prompt_id=prompt.id,

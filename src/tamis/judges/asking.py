@@ -1,6 +1,7 @@
 """What judges that ask a model have in common: the model, the wording, the law, and what of a record the wording may show."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import pydantic
@@ -10,8 +11,8 @@ from tamis.asking import Answer, Question, Template, ask, template
 from tamis.asking.templates import fingerprint
 from tamis.context import Context
 from tamis.errors import DataError
-from tamis.records import Completion, Cost, Law, Prompt, Verdict
-from tamis.registry import option
+from tamis.records import Completion, Law, Prompt, Verdict
+from tamis.registry import Component, option
 
 T = TypeVar("T")
 
@@ -20,6 +21,7 @@ T = TypeVar("T")
 class AsksModel:
     """Options of every judge that asks a model. A subclass names its packaged wording and the fields it fills in."""
 
+    component: ClassVar[Component]
     wording: ClassVar[str]
     gives: ClassVar[tuple[str, ...]]
 
@@ -34,9 +36,9 @@ class AsksModel:
     def __post_init__(self) -> None:
         _ = self.asked_with
 
-    @property
+    @cached_property
     def asked_with(self) -> Template:
-        """The wording in force. Raises ConfigError where it uses a field that this judge does not fill in."""
+        """The wording in force, as it was when this was made. Raises ConfigError for a field that is not filled in here."""
         return template(self.template or self.wording, self.gives)
 
     @property
@@ -69,10 +71,9 @@ def conversation(prompt: Prompt) -> str:
     return "\n\n".join(f"[{m.role}]\n{m.content}" for m in prompt.messages)
 
 
-def facts(prompt: Prompt, completion: Completion) -> dict[str, str]:
-    """Return the fields of a pointwise wording: question, answer, and the first reference ("" without one)."""
-    reference = prompt.references[0] if prompt.references else ""
-    return {"question": conversation(prompt), "answer": completion.text, "reference": reference}
+def asked(prompt: Prompt) -> dict[str, str]:
+    """Return the fields that say what was asked for: question, and the first reference ("" without one)."""
+    return {"question": conversation(prompt), "reference": prompt.references[0] if prompt.references else ""}
 
 
 FACTS = ("question", "answer", "reference")
@@ -93,9 +94,37 @@ def failed(completion: Completion, judge: str) -> Verdict | None:
     return Verdict(completion.prompt_id, (completion.id,), judge, label="no_answer", rationale="a recorded failure")
 
 
-def total(answers: Sequence[Answer[Any]]) -> Cost:
-    """Return what the answers cost together."""
-    cost = Cost()
-    for answer in answers:
-        cost = cost + answer.cost
-    return cost
+def answered(completions: Iterable[Completion]) -> list[Completion]:
+    """Return the completions that are no recorded failures."""
+    return [c for c in completions if c.finish_reason != "error"]
+
+
+def by_prompt(completions: Iterable[Completion]) -> dict[str, list[Completion]]:
+    """Return the completions of each prompt, recorded failures left out."""
+    groups: dict[str, list[Completion]] = {}
+    for completion in answered(completions):
+        groups.setdefault(completion.prompt_id, []).append(completion)
+    return groups
+
+
+@validated(frozen=True, kw_only=True, config=pydantic.ConfigDict(extra="forbid", allow_inf_nan=False))
+class AsksEach(AsksModel):
+    """Judges of single completions that ask a model. A subclass makes the verdicts."""
+
+    gives: ClassVar[tuple[str, ...]] = FACTS
+
+    def judge(
+        self, prompts: Mapping[str, Prompt], completions: Sequence[Completion], ctx: Context
+    ) -> Iterator[Verdict]:
+        """Yield one verdict per completion, in order; no model is asked about a recorded failure."""
+        shown = answered(completions)
+        facts = [{**asked(prompt_of(prompts, c)), "answer": c.text} for c in shown]
+        made = iter(self.verdicts(shown, facts, ctx))
+        for completion in completions:
+            yield failed(completion, self.component.name) or next(made)
+
+    def verdicts(
+        self, completions: Sequence[Completion], facts: Sequence[Mapping[str, Any]], ctx: Context
+    ) -> Iterable[Verdict]:
+        """Return one verdict per completion, in order; `facts` are the fields of its wording."""
+        raise NotImplementedError

@@ -5,45 +5,34 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+from tamis import preferences
 from tamis.asking import template
 from tamis.asking.templates import fingerprint
-from tamis.audit import data
 from tamis.context import Context
 from tamis.errors import DataError
 from tamis.hashing import file_digest
 from tamis.judges.rubric import ByRubric
+from tamis.preferences import Preference
 from tamis.registry import judge, option
-from tamis.rubrics import WORDINGS, Preference, Rubric, learn
+from tamis.rubrics import WORDINGS, Rubric, learn
 from tamis.tasks import readers
-from tamis.tasks.rows import Row
 
 
-def preferences(path: str, ctx: Context) -> list[Preference]:
-    """Return the pairs of a file that the audit can read, with their `critiques` (a text or a list) where rows have some.
+def known(path: str, ctx: Context) -> list[Preference]:
+    """Return the pairs of a file (see `tamis.preferences.read`).
 
     Rows that are no pair with one better answer are dropped with their reason. Raises DataError where no pair is left.
     """
-    found = data.read(path)
+    found = preferences.read(path)
     for row in found.rejected:
         ctx.drop(row["record"], row["reason"], detail=row["detail"])
-    if not found.cases:
+    if not found.pairs:
         raise DataError(
             "there is no pair with a better answer to learn from",
             where=path,
             hint="A row has prompt, chosen and rejected, or prompt, response1, response2 and label (1 or 2).",
         )
-    said = {
-        row.where: row.fields.get("critiques")
-        for s in readers.locate(path)
-        for row in readers.read(s)
-        if isinstance(row, Row)
-    }
-    return [Preference(case.pair, case.better, _texts(said.get(case.where)), case.where) for case in found.cases]
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    found = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return tuple(text for text in found if isinstance(text, str) and text.strip())
+    return found.pairs
 
 
 @judge(
@@ -64,7 +53,6 @@ class AutoRubric(ByRubric):
     pairs that were not learned from.
     """
 
-    named: ClassVar[str] = "auto_rubric"
     contract: ClassVar[dict] = {"pairs": "preferences.jsonl"}
 
     pairs: str = option(..., "file of pairs: prompt, chosen, rejected, and perhaps critiques", min_length=1)
@@ -90,7 +78,7 @@ class AutoRubric(ByRubric):
     def _learn(self, ctx: Context) -> Rubric:
         found = learn(
             ctx,
-            preferences(self.pairs, ctx),
+            known(self.pairs, ctx),
             self.law,
             self.asked_with,
             m=self.criteria,

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from tamis.asking import read_label
 from tamis.context import Context
-from tamis.judges.asking import total
 from tamis.judges.pairs import AsksPairs, Pair, pairs_of
 from tamis.records import Completion, Prompt, Verdict
 from tamis.registry import judge, option
@@ -67,7 +66,7 @@ class PairVerdicts(AsksPairs):
                 "pair_verdicts",
                 label=answer.fault if answer.value is None else LABELS[answer.value],
                 rationale=answer.text,
-                cost=total([answer]),
+                cost=answer.cost,
             )
             for pair, (answer,) in zip(pairs, answers, strict=True)
         ]

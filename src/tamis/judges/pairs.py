@@ -12,12 +12,14 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import pydantic
 from pydantic.dataclasses import dataclass as validated
 
+from tamis.asking import Answer
 from tamis.context import Context
-from tamis.judges.asking import AsksModel, conversation, prompt_of
-from tamis.records import Completion, Prompt, Verdict
+from tamis.judges.asking import AsksModel, asked, by_prompt, prompt_of
+from tamis.records import Completion, Prompt, Verdict, total_cost
 from tamis.registry import option
 
 TIES = ("tie", "both_right", "both_wrong")
+PREFERENCES = ("A", "B", "tie")
 SWAPPED = {"A": "B", "B": "A"}
 PAIR_FACTS = ("question", "first", "second", "reference")
 Pairing = Literal["all", "neighbours"]
@@ -42,9 +44,7 @@ class Pair:
 
     def facts(self) -> dict[str, str]:
         """Return the fields of a pairwise wording."""
-        reference = self.prompt.references[0] if self.prompt.references else ""
-        answers = {"first": self.first.text, "second": self.second.text}
-        return {"question": conversation(self.prompt), **answers, "reference": reference}
+        return {**asked(self.prompt), "first": self.first.text, "second": self.second.text}
 
 
 @runtime_checkable
@@ -90,14 +90,30 @@ def pairs_of(
 
     all: every two, n (n - 1) / 2 of n; neighbours: each with the next in sample order, n - 1.
     """
-    groups: dict[str, list[Completion]] = {}
-    for completion in completions:
-        if completion.finish_reason != "error":
-            groups.setdefault(completion.prompt_id, []).append(completion)
-    for group in groups.values():
+    for group in by_prompt(completions).values():
         chosen = combinations(group, 2) if pairing == "all" else pairwise(group)
         for first, second in chosen:
             yield Pair(prompt_of(prompts, first), first, second)
+
+
+def voted(pair: Pair, judge: str, answers: Sequence[Answer[str]]) -> Verdict:
+    """Return the verdict of a vote of answers "A", "B" or "tie"; those that could not be read do not vote.
+
+    The more frequent winner counts, equal counts are a tie; `probability` is the share of votes for the first, ties counted
+    half. The rationale is the first reply.
+    """
+    votes = [a.value for a in answers if a.value is not None]
+    net = votes.count("A") - votes.count("B")
+    label = "A" if net > 0 else "B" if net < 0 else "tie"
+    return Verdict(
+        pair.prompt.id,
+        pair.ids,
+        judge,
+        label=label if votes else answers[0].fault,
+        probability=(1 + net / len(votes)) / 2 if votes else None,
+        rationale=answers[0].text,
+        cost=total_cost(answers),
+    )
 
 
 def merged(there: Verdict, back: Verdict, ctx: Context) -> Verdict:

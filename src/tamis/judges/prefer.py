@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from tamis.asking import Answer, read_label
+from tamis.asking import read_label
 from tamis.context import Context
-from tamis.judges.asking import total
-from tamis.judges.pairs import AsksPairs, Pair
+from tamis.judges.pairs import PREFERENCES, AsksPairs, Pair, voted
 from tamis.records import Verdict
 from tamis.registry import judge, option
-
-_LABELS = ("A", "B", "tie")
 
 
 @judge("prefer", needs=("text",))
@@ -33,20 +30,5 @@ class Prefer(AsksPairs):
     def in_order(self, pairs: Sequence[Pair], ctx: Context) -> list[Verdict]:
         """Return one verdict per pair, each shown once, in the order given."""
         given = [pair.facts() for pair in pairs]
-        answers = self.ask(ctx, given, lambda text: read_label(text, _LABELS), samples=self.votes)
-        return [_verdict(pair, found) for pair, found in zip(pairs, answers, strict=True)]
-
-
-def _verdict(pair: Pair, answers: Sequence[Answer[str]]) -> Verdict:
-    votes = [a.value for a in answers if a.value is not None]
-    net = votes.count("A") - votes.count("B")
-    label = "A" if net > 0 else "B" if net < 0 else "tie"
-    return Verdict(
-        pair.prompt.id,
-        pair.ids,
-        "prefer",
-        label=label if votes else answers[0].fault,
-        probability=(1 + net / len(votes)) / 2 if votes else None,
-        rationale=answers[0].text,
-        cost=total(answers),
-    )
+        answers = self.ask(ctx, given, lambda text: read_label(text, PREFERENCES), samples=self.votes)
+        return [voted(pair, "prefer", found) for pair, found in zip(pairs, answers, strict=True)]

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from tamis.asking import Answer, Question, ask, read_json
 from tamis.context import Context
-from tamis.judges.asking import AsksModel, conversation, failed, prompt_of, total
-from tamis.records import Completion, Cost, Prompt, Verdict
+from tamis.judges.asking import AsksModel, asked, by_prompt, failed, prompt_of
+from tamis.records import Completion, Cost, Prompt, Verdict, total_cost
 from tamis.registry import judge, option
 
 
@@ -28,13 +28,9 @@ class Rank(AsksModel):
         self, prompts: Mapping[str, Prompt], completions: Sequence[Completion], ctx: Context
     ) -> Iterator[Verdict]:
         """Yield one verdict per completion, in order."""
-        groups: dict[str, list[Completion]] = {}
-        for completion in completions:
-            if completion.finish_reason != "error":
-                groups.setdefault(completion.prompt_id, []).append(completion)
         shown = [
             (group, [group[i] for i in ctx.rng("rank", group[0].prompt_id, round_number).permutation(len(group))])
-            for group in groups.values()
+            for group in by_prompt(completions).values()
             for round_number in range(self.rounds if len(group) > 1 else 0)
         ]
         questions = [self._question(prompt_of(prompts, order[0]), order) for _, order in shown]
@@ -43,12 +39,9 @@ class Rank(AsksModel):
         for (_, order), answer in zip(shown, answers, strict=True):
             of_prompt.setdefault(order[0].prompt_id, []).append((order, answer))
         for completion in completions:
-            asked = of_prompt.get(completion.prompt_id, [])
-            yield failed(completion, "rank") or _verdict(completion, asked)
+            yield failed(completion, "rank") or _verdict(completion, of_prompt.get(completion.prompt_id, []))
 
     def _question(self, prompt: Prompt, order: Sequence[Completion]) -> Question[dict[str, Any]]:
-        reference = prompt.references[0] if prompt.references else ""
-        fields = {"question": conversation(prompt), "answers": [c.text for c in order], "reference": reference}
         schema = {
             "type": "object",
             "required": ["order"],
@@ -60,22 +53,23 @@ class Rank(AsksModel):
             found = read_json(text, schema)
             return found if found and sorted(found["order"]) == whole else None
 
-        return Question(self.asked_with.render(**fields, count=len(order)), read, schema)
+        messages = self.asked_with.render(**asked(prompt), answers=[c.text for c in order], count=len(order))
+        return Question(messages, read, schema)
 
 
-def _verdict(completion: Completion, asked: Sequence[tuple[list[Completion], Answer[Any]]]) -> Verdict:
-    read = [(order, a.value) for order, a in asked if a.value is not None]
+def _verdict(completion: Completion, answers: Sequence[tuple[list[Completion], Answer[Any]]]) -> Verdict:
+    read = [(order, a.value) for order, a in answers if a.value is not None]
     shares = [_share(completion, order, value["order"]) for order, value in read]
-    score = sum(shares) / len(shares) if shares else None if asked else 1.0
-    first = min((c.id for c in asked[0][0]), default="") if asked else ""
+    score = sum(shares) / len(shares) if shares else None if answers else 1.0
+    first = min((c.id for c in answers[0][0]), default="") if answers else ""
     return Verdict(
         completion.prompt_id,
         (completion.id,),
         "rank",
         score=score,
-        label=asked[0][1].fault if score is None else "ranked",
+        label=answers[0][1].fault if score is None else "ranked",
         rationale=str(read[0][1].get("reason", "")) if read else "",
-        cost=total([a for _, a in asked]) if completion.id == first else Cost(),
+        cost=total_cost(a for _, a in answers) if completion.id == first else Cost(),
     )
 
 

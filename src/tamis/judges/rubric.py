@@ -13,8 +13,7 @@ from tamis import rubrics
 from tamis.asking import Answer, read_label
 from tamis.context import Context
 from tamis.hashing import derive_seed
-from tamis.judges.asking import total
-from tamis.judges.pairs import PAIR_FACTS, SWAPPED, AsksPairs, Pair
+from tamis.judges.pairs import PAIR_FACTS, PREFERENCES, SWAPPED, AsksPairs, Pair, voted
 from tamis.records import Verdict
 from tamis.registry import judge, option
 
@@ -25,7 +24,6 @@ class ByRubric(AsksPairs):
 
     wording: ClassVar[str] = "rubric_prefer"
     gives: ClassVar[tuple[str, ...]] = (*PAIR_FACTS, "rubric")
-    named: ClassVar[str]
 
     temperature: float = option(0.7, "temperature of the votes", ge=0)
     votes: int = option(5, "votes on each pair, the majority counts", source="paper", ge=1)
@@ -53,25 +51,11 @@ class ByRubric(AsksPairs):
             shown = [pair.swapped() if swap else pair for pair, swap in zip(pairs, swaps, strict=True)]
             fields = [{**pair.facts(), "rubric": text} for pair in shown]
             asking = replace(ctx, seed=derive_seed(ctx.seed, "vote", vote))
-            answers = self.ask(asking, fields, lambda reply: read_label(reply, rubrics.PREFERENCES))
+            answers = self.ask(asking, fields, lambda reply: read_label(reply, PREFERENCES))
             for votes, (answer,), swap in zip(cast, answers, swaps, strict=True):
                 said = SWAPPED.get(answer.value, answer.value) if swap and answer.value else answer.value
                 votes.append(replace(answer, value=said))
-        return [self._verdict(pair, votes) for pair, votes in zip(pairs, cast, strict=True)]
-
-    def _verdict(self, pair: Pair, answers: Sequence[Answer[str]]) -> Verdict:
-        votes = [a.value for a in answers if a.value is not None]
-        net = votes.count("A") - votes.count("B")
-        label = "A" if net > 0 else "B" if net < 0 else "tie"
-        return Verdict(
-            pair.prompt.id,
-            pair.ids,
-            self.named,
-            label=label if votes else answers[0].fault,
-            probability=(1 + net / len(votes)) / 2 if votes else None,
-            rationale=answers[0].text,
-            cost=total(answers),
-        )
+        return [voted(pair, self.component.name, votes) for pair, votes in zip(pairs, cast, strict=True)]
 
 
 @judge("rubric", needs=("text",))
@@ -83,14 +67,13 @@ class RubricJudge(ByRubric):
     half. Replies that cannot be read do not vote.
     """
 
-    named: ClassVar[str] = "rubric"
     contract: ClassVar[dict] = {"path": "rubric.yaml"}
 
     path: str = option(..., "the YAML file of the rubric", min_length=1)
 
     @cached_property
     def _rubric(self) -> rubrics.Rubric:
-        return rubrics.read(Path(self.path).expanduser())
+        return rubrics.read(Path(self.path))
 
     def rubric(self, ctx: Context) -> rubrics.Rubric:
         """Return the rubric of the file."""

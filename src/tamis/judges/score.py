@@ -1,17 +1,17 @@
 """Judge `score`: a model gives each completion a whole number of points."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tamis.asking import read_json
 from tamis.context import Context
-from tamis.judges.asking import FACTS, AsksModel, facts, failed, prompt_of, total
-from tamis.records import Completion, Prompt, Verdict
+from tamis.judges.asking import FACTS, AsksEach
+from tamis.records import Completion, Verdict, total_cost
 from tamis.registry import judge, option
 
 
 @judge("score", needs=("text",))
-class Score(AsksModel):
+class Score(AsksEach):
     """Let a model give every completion points for how well it answers.
 
     The reply is JSON: {"reason": text, "score": whole number in [low, high]}. The verdict's score is
@@ -31,12 +31,11 @@ class Score(AsksModel):
         if self.low >= self.high:
             raise ValueError("low: must be below high")
 
-    def judge(
-        self, prompts: Mapping[str, Prompt], completions: Sequence[Completion], ctx: Context
+    def verdicts(
+        self, completions: Sequence[Completion], facts: Sequence[Mapping[str, Any]], ctx: Context
     ) -> Iterator[Verdict]:
-        """Yield one verdict per completion, in order."""
-        asked = [c for c in completions if c.finish_reason != "error"]
-        given = [{**facts(prompt_of(prompts, c), c), "low": self.low, "high": self.high} for c in asked]
+        """Return one verdict per completion, in order."""
+        given = [{**fields, "low": self.low, "high": self.high} for fields in facts]
         schema = {
             "type": "object",
             "required": ["reason", "score"],
@@ -45,9 +44,8 @@ class Score(AsksModel):
                 "score": {"type": "integer", "minimum": self.low, "maximum": self.high},
             },
         }
-        answers = iter(self.ask(ctx, given, lambda t: read_json(t, schema), samples=self.samples, schema=schema))
-        for completion in completions:
-            yield failed(completion, "score") or self._verdict(completion, next(answers))
+        answers = self.ask(ctx, given, lambda t: read_json(t, schema), samples=self.samples, schema=schema)
+        return map(self._verdict, completions, answers)
 
     def _verdict(self, completion: Completion, answers: Sequence) -> Verdict:
         read = [a.value for a in answers if a.value is not None]
@@ -59,5 +57,5 @@ class Score(AsksModel):
             score=None if mean is None else (mean - self.low) / (self.high - self.low),
             label="scored" if read else answers[0].fault,
             rationale=read[0]["reason"] if read else answers[0].text,
-            cost=total(answers),
+            cost=total_cost(answers),
         )

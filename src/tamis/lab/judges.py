@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tamis.context import Context
 from tamis.errors import ConfigError
+from tamis.judges.pair_verdicts import LABELS
 from tamis.judges.pairs import Pair
 from tamis.records import Completion, Cost, Prompt, Verdict
 
@@ -88,7 +89,5 @@ class TwoLabelJudge:
         rates = (self.false_positives, self.false_negatives)
         truths = [self.truth(pair.prompt, c) for c in (pair.first, pair.second)]
         first, second = (right != (slip < rates[right]) for right, slip in zip(truths, slips, strict=True))
-        label = {(True, False): "A", (False, True): "B", (True, True): "both_right"}.get((first, second), "both_wrong")
-        if unread < self.unparseable:
-            label = "unparseable_verdict"
+        label = "unparseable_verdict" if unread < self.unparseable else LABELS[first, second]
         return Verdict(pair.prompt.id, pair.ids, self.name, label=label, cost=Cost(judge_calls=1))

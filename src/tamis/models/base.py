@@ -1,6 +1,6 @@
 """Model protocols by capability. A component names those it needs; a recipe fails before it starts when one is missing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -34,6 +34,29 @@ class TextModel(Protocol):
         Candidate j of prompt i draws with randomness derived from (seed, prompt id, j) alone. `candidates[i]` lists the
         indices wanted for `prompts[i]`.
         """
+        ...
+
+
+@runtime_checkable
+class StructuredModel(TextModel, Protocol):
+    """A text model whose replies can be held to a JSON schema."""
+
+    @property
+    def structured(self) -> bool:
+        """Whether a schema has any effect (false once an endpoint has refused every form of it)."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        law: Law,
+        *,
+        candidates: Sequence[Sequence[int]],
+        seed: int,
+        sampler: str = "temperature",
+        schema: Mapping[str, Any] | None = None,
+    ) -> Iterator[Completion]:
+        """Yield as `TextModel.generate` does. With `schema` the text follows it as far as the model can be held to it."""
         ...
 
 

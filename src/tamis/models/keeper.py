@@ -71,7 +71,8 @@ class Models:
         engine = engines.choose(self.recipe.engine.name, ref) if ref.kind == "local" else ""
         if self._loaded is None or self._loaded[0] != (ref.identity, engine):
             self.release()
-            made = self._open(ref, engine) if engine else load(ref)
+            options = self.recipe.endpoint.options if ref.kind == "endpoint" else {}
+            made = self._open(ref, engine) if engine else load(ref, **options)
             self._loaded = ((ref.identity, engine), made)
         return self._loaded[1]
 
@@ -85,7 +86,7 @@ class Models:
         """Return how this machine runs a model, as far as it decides results: engine, device, dtype, rows per batch."""
         if ref.kind != "local":
             return {}
-        return engines.key(self._open(ref, engines.choose(self.recipe.engine.name, ref)))
+        return self._open(ref, engines.choose(self.recipe.engine.name, ref)).key
 
     def release(self) -> None:
         """Let go of the loaded model, and of the memory that its engine holds."""

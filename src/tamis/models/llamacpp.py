@@ -38,10 +38,12 @@ class LlamaCppModel(SampledModel):
     that llama.cpp cannot read, and more rows than it has sequences, ConfigError for a `dtype`.
     """
 
+    batch_rows: int
+
     def __init__(
         self, ref: ModelRef, *, device: str | None = None, dtype: str | None = None, batch_rows: int | None = None
     ) -> None:
-        super().__init__(ref)
+        super().__init__(ref, ROWS if batch_rows is None else batch_rows)
         if ref.gguf is None:
             raise ModelError(
                 f"llama.cpp runs .gguf files, and '{ref.name}' is {'tuned' if ref.adapter else 'a model folder'}",
@@ -59,9 +61,7 @@ class LlamaCppModel(SampledModel):
                 where="engine.device",
                 hint="It is 'cpu', or nothing: then layers go to the accelerator that llama.cpp was built for.",
             )
-        if batch_rows is not None and batch_rows < 1:
-            raise ConfigError(f"batch_rows is {batch_rows}; it must be 1 or more")
-        self.device, self.batch_rows = device, batch_rows or ROWS
+        self.device = device
 
     @property
     def key(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Hugging Face hub (`org/name`, `org/name@revision`).
 """
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,14 @@ def _is_url(spec: str) -> bool:
 
 def split_endpoint(spec: str) -> tuple[str, str]:
     """Return base URL and model name of `http(s)://host[:port]/v1#model`. Raises ModelError for another form."""
-    parts = urlsplit(spec)
+    parts = None
+    with suppress(ValueError):
+        parts = urlsplit(spec)
+    if parts is None:
+        raise ModelError(
+            "this is not the address of an endpoint: its host cannot be read",
+            hint="Example: http://127.0.0.1:8000/v1#NAME; an IPv6 address stands in brackets: http://[::1]:8000/v1#NAME",
+        )
     base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
     if parts.username or parts.password or "@" in parts.netloc or parts.query:
         raise ModelError(

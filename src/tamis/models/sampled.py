@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 class SampledModel(ABC):
     """Capability "text" over the tokenizer of a local folder; a subclass draws tokens for requests of token ids.
 
-    An engine without an adapter's folder of its own reads tokenizer and end tokens from the base's. Raises ModelError for a
-    reference without a folder.
+    Tokenizer and end tokens are the adapter's where it brings them, else the base's. Raises ModelError for a reference
+    without a folder, ConfigError for `batch_rows` below 1.
     """
 
-    def __init__(self, ref: ModelRef) -> None:
+    def __init__(self, ref: ModelRef, batch_rows: int | None = None) -> None:
         if ref.folder is None:
             raise ModelError(f"model '{ref.name}' has no local folder", hint="Only local models can be loaded here.")
-        self.ref, self.name, self.identity = ref, ref.name, ref.identity
+        if batch_rows is not None and batch_rows < 1:
+            raise ConfigError(f"batch_rows is {batch_rows}; it must be 1 or more", hint="Or leave it out.")
+        self.ref, self.name, self.identity, self.batch_rows = ref, ref.name, ref.identity, batch_rows
+
+    @property
+    @abstractmethod
+    def key(self) -> dict[str, Any]:
+        """How this machine runs the model, as far as it decides results: engine, device, rows, and what the engine adds."""
 
     @property
     @abstractmethod

@@ -7,12 +7,12 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from tamis import environment
 from tamis.errors import ConfigError, MissingExtra, ModelError
 from tamis.models.base import ModelRef
 from tamis.models.folders import read_json
@@ -49,16 +49,14 @@ class VLLMModel(SampledModel):
     def __init__(
         self, ref: ModelRef, *, device: str | None = None, dtype: str | None = None, batch_rows: int | None = None
     ) -> None:
-        super().__init__(ref)
+        super().__init__(ref, batch_rows)
         if device not in (None, "cuda"):
             raise ConfigError(
                 f"vLLM runs on CUDA devices, not on '{device}'",
                 where="engine.device",
                 hint="Leave device out; CUDA_VISIBLE_DEVICES chooses among several.",
             )
-        if batch_rows is not None and batch_rows < 1:
-            raise ConfigError(f"batch_rows is {batch_rows}; it must be 1 or more")
-        self._dtype, self.batch_rows, self.device = dtype, batch_rows, "cuda"
+        self._dtype, self.device = dtype, "cuda"
         self._merged: tempfile.TemporaryDirectory[str] | None = None
 
     @cached_property
@@ -74,7 +72,7 @@ class VLLMModel(SampledModel):
         invariant = os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0")
         return {
             "engine": "vllm",
-            "version": _version(),
+            "version": environment.version("vllm"),
             "device": self.device,
             "dtype": self.dtype,
             "batch_rows": self.batch_rows,
@@ -223,7 +221,7 @@ class VLLMModel(SampledModel):
 
 def check_vllm() -> None:
     """Raise MissingExtra where vLLM is not installed, ModelError where there is no CUDA device."""
-    if not _version():
+    if not environment.version("vllm"):
         raise MissingExtra("vllm", "vllm", "engine vllm")
     import torch
 
@@ -231,13 +229,6 @@ def check_vllm() -> None:
         raise ModelError(
             "vLLM needs a CUDA device, and torch finds none here", hint="Leave engine out, or set it to transformers."
         )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("vllm")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _free_memory() -> None:

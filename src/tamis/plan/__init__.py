@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tamis import environment, files
+from tamis.errors import ConfigError
 from tamis.plan.estimate import Plan, Span, StagePlan
 from tamis.recipe import Recipe
 from tamis.runs import Run
@@ -35,13 +37,15 @@ def plan(
     from tamis.plan.memory import Peak, device_bytes
     from tamis.plan.rehearsal import Rehearsal
 
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"the seconds to measure for are {seconds}", hint="Give a number of 0 or more.")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tamis-plan-") as folder, Peak() as peak:
         rehearsal = Rehearsal(recipe, runs_dir, Path(folder), seconds, peak, tell)
         rehearsal.run()
         ended = time.monotonic()
         made = Plan(
-            run=name(recipe),
+            run=recipe.run_name,
             stages=rehearsal.plans,
             start=ended - (started if began is None else began) - rehearsal.inside,
             memory=max(peak.take(), *(stage.memory for stage in rehearsal.plans)),
@@ -56,11 +60,6 @@ def plan(
         (runs_dir / FOLDER).mkdir(parents=True, exist_ok=True)
         files.write_json(runs_dir / FOLDER / f"{made.run}.json", made.to_dict())
     return made
-
-
-def name(recipe: Recipe) -> str:
-    """Return the name of a recipe's run folder."""
-    return f"{recipe.name}-{recipe.hash[:8]}"
 
 
 @dataclass(frozen=True)
@@ -93,16 +92,16 @@ def compare(run: Run, seconds: float) -> Comparison | None:
     None where there is no plan, where the plan leaves something out, or where the run did not do at one go just what was
     planned (it went on from an earlier stop, or stages were done meanwhile).
     """
-    path = run.path.parent / FOLDER / f"{run.name}.json"
+    manifest, path = run.manifest, run.path.parent / FOLDER / f"{run.name}.json"
     try:
         planned = Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        created = datetime.datetime.fromisoformat(manifest["created"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    manifest = run.manifest
     begun = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds + 1)
     done = [(stage["kind"], stage["reused"]) for stage in manifest["stages"]]
     expected = [(stage.kind, stage.done) for stage in planned.stages]
-    if planned.unknown or done != expected or datetime.datetime.fromisoformat(manifest["created"]) < begun:
+    if planned.unknown or done != expected or created < begun:
         return None
     costs = [stage["cost"] for stage in manifest["stages"] if not stage["reused"]]
     tokens = sum(cost["sampled_tokens"] + cost["trained_tokens"] for cost in costs)

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tamis import hashing, registry, stages, store
+from tamis import hashing, needs, registry, stages, store
+from tamis.context import Context
 from tamis.errors import DataError
 from tamis.models.base import ModelRef
 from tamis.pipeline import Pipeline
@@ -150,43 +151,54 @@ class Rehearsal(Pipeline):
         os.rename(place, place.with_name(f"earlier-{time.monotonic_ns()}-{place.name}"))
         self.number -= 1
 
-    def _grow(self, items: Sequence[Prompt], work: Work, ref: ModelRef | None) -> list[Round]:
+    def _grow(self, items: Sequence[Prompt], work: Work, *refs: ModelRef | None) -> list[Round]:
         """Return rounds on random parts of `items`, within this stage's share of the time.
 
         A round of a model has at most two units of work; an endpoint is asked little; without a model there is no limit.
         """
         order = [items[i] for i in hashing.rng(self.seed, "plan", self.at).permutation(len(items))]
-        most = sys.maxsize if ref is None else ASKED if ref.kind == "endpoint" else 2 * stages.ROWS_PER_UNIT
+        most = ASKED if any(map(_is_endpoint, refs)) else 2 * stages.ROWS_PER_UNIT if any(refs) else sys.maxsize
         return grow(order, work, most, self.share, forget=self._forget, enough=lambda: self._reused)
 
-    def _count_requests(self, ref: ModelRef | None, answers: Sequence[Any]) -> None:
-        if ref is not None and ref.kind == "endpoint" and not self._reused:
-            self.requests += len(answers)
+    def _count_requests(self, ref: ModelRef | None, answers: Sequence[Completion | Verdict]) -> None:
+        if _is_endpoint(ref) and not self._reused:
+            self.requests += sum(max(1, answer.cost.judge_calls) for answer in answers)
+
+    def _asking(self, component: Any, default: ModelRef, judge: Any = None) -> Context:
+        """As the pipeline does, but what sees a whole pool at once asks no endpoint: that would cost what the run costs."""
+        if component.component.room in ("selector", "composer"):
+            refs = [self._asked(component, default), self._asked(judge, self.state.model) if judge else None]
+            if any(map(_is_endpoint, refs)):
+                name = component.component.name
+                raise DataError(f"'{name}' asks an endpoint about the whole pool, which no plan pays for")
+        return super()._asking(component, default, judge)
 
     # One method per kind of stage.
 
     def _sample(self, components: dict[str, Any], options: dict[str, Any]) -> None:
         before, prompts = replace(self.state), self.state.prompts
         heldout, train = ([p for p in prompts if (p.split == "train") == wanted] for wanted in (False, True))
-        asks = bool(registry.build("sampler", components, "sample").component.needs)
-        ref = self.models.resolve(options["model"]) if "model" in options else self.state.model
+        sampler = registry.build("sampler", components, "sample")
+        judge = needs.sampling_judge(self.recipe, self.at, sampler)
+        ref = self._asked(sampler, self.models.resolve(options["model"]) if "model" in options else self.state.model)
+        refs = [ref, self._asked(judge, self.state.model) if judge else None]
         known = set() if before.fresh_pool else {c.id for c in before.completions}
 
         def work(part: list[Prompt]) -> tuple[list[Completion], list[Verdict]]:
             self.state = replace(before, prompts=[*heldout, *part])
             super(Rehearsal, self)._sample(components, options)
             drawn = [c for c in self.state.completions if c.id not in known]
-            self._count_requests(ref if asks else None, drawn)
+            self._count_requests(ref, drawn)
             return drawn, []
 
-        rounds = self._grow(train, work, ref) if asks else [_all_at_once(train, work)]
+        rounds = self._grow(train, work, *refs) if ref else [_all_at_once(train, work)]
         self.state.prompts = prompts
         if self._reused:
             self.lent = set()
             self._note(prompts=len(train))
             return
         figures = estimate(rounds, len(train))
-        figures = self._imitating(figures) if asks and "model" not in options else figures
+        figures = self._imitating(figures) if ref == self.state.model else figures
         place = {p.id: i for i, p in enumerate(train)}
         drawn = sorted((c for r in rounds for c in r.completions), key=lambda c: (place[c.prompt_id], c.index))
         self.state.completions = [*([] if before.fresh_pool else before.completions), *drawn]
@@ -201,17 +213,17 @@ class Rehearsal(Pipeline):
         of_prompt: dict[str, list[Completion]] = {}
         for completion in before.completions:
             of_prompt.setdefault(completion.prompt_id, []).append(completion)
-        asks = registry.build("judge", components, "judge").component.needs
+        ref = self._asked(registry.build("judge", components, "judge"), before.model)
 
         def work(part: list[Prompt]) -> tuple[list[Completion], list[Verdict]]:
             self.state = replace(before, completions=[c for p in part for c in of_prompt[p.id]])
             super(Rehearsal, self)._judge(components, options)
             said = self.state.verdicts[len(before.verdicts) :]
-            self._count_requests(before.model if asks else None, said)
+            self._count_requests(ref, said)
             return [], said
 
         items = [p for p in before.prompts if p.id in of_prompt]
-        rounds = self._grow(items, work, before.model if asks else None)
+        rounds = self._grow(items, work, ref)
         seen = {i for r in rounds for i in r.ids}
         population = sum(p.split == "train" for p in before.prompts) if self.lent else len(items)
         if self._reused or len(seen) == len(items):
@@ -297,17 +309,19 @@ class Rehearsal(Pipeline):
             self.plans.append(replace(plan, kind="evaluate_after", **changed))
             return rows
         state, rows = self.state, []
+        judging, *asked = (self._asked(component, state.base) for component in (judge, *evaluators))
 
         def work(part: list[Prompt]) -> tuple[list[Completion], list[Verdict]]:
             self.state = replace(state, prompts=part)
             rows[:] = super(Rehearsal, self)._measure(side, ref, evaluators, judge)
             folder = store.StageFolder(self.path / self.done[-1]["folder"], self.done[-1]["key"])
-            drawn = folder.read(Completion)
+            drawn, said = folder.read(Completion), folder.read(Verdict)
             self._count_requests(ref, drawn)
-            return drawn, folder.read(Verdict)
+            self._count_requests(judging, said)
+            return drawn, said
 
         heldout = [p for p in state.prompts if p.split == "heldout"]
-        rounds = self._grow(heldout, work, ref)
+        rounds = self._grow(heldout, work, ref, judging, *asked)
         self.state = state
         figures = {"prompts": len(heldout)} if self._reused else estimate(rounds, len(heldout))
         figures = self._imitating(figures) if self.tuned_here and side == "after" else figures
@@ -329,6 +343,10 @@ class Rehearsal(Pipeline):
         low, high = min(1.0, 1 / ratio), max(1.0, 1 / ratio)
         changed = {name: (figures[name] * ratio).widened(low, high) for name in ("sampled_tokens", "seconds")}
         return {**figures, **changed}
+
+
+def _is_endpoint(ref: ModelRef | None) -> bool:
+    return ref is not None and ref.kind == "endpoint"
 
 
 def _done(plan: StagePlan) -> StagePlan:

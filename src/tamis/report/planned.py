@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from tamis.plan import Comparison, Plan, Span, StagePlan
-from tamis.progress import duration
+from tamis.progress import byte_size, duration
 from tamis.report.tables import console, table
 
 COLUMNS = ("completions", "sampled_tokens", "judge_calls", "examples", "trained_tokens")
@@ -16,7 +16,7 @@ def print_plan(plan: Plan) -> None:
     rows = [_row(stage, shown) for stage in plan.stages]
     rows.append(["start, report", "", *("" for _ in shown), _seconds(Span.exact(plan.start)), "", ""])
     sums = [_count(plan.total(name)) for name in shown]
-    rows.append(["in total", "", *sums, _seconds(plan.total("seconds")), _bytes(plan.memory), _bytes(plan.disk)])
+    rows.append(["in total", "", *sums, _seconds(plan.total("seconds")), byte_size(plan.memory), byte_size(plan.disk)])
     out.print(table("stage", "prompts", *(n.replace("_", " ") for n in shown), "time", "memory", "disk", rows=rows))
     for line in _remarks(plan):
         out.print(line, markup=False)
@@ -27,15 +27,15 @@ def _row(stage: StagePlan, shown: Sequence[str]) -> list[str]:
     if stage.done:
         return [stage.kind, prompts, *("" for _ in shown), "done already", "", ""]
     counts = [_count(getattr(stage, name)) for name in shown]
-    return [stage.kind, prompts, *counts, _seconds(stage.seconds), _bytes(stage.memory), _bytes(stage.disk)]
+    return [stage.kind, prompts, *counts, _seconds(stage.seconds), byte_size(stage.memory), byte_size(stage.disk)]
 
 
 def _remarks(plan: Plan) -> list[str]:
     found = [f"\nMeasured in {duration(plan.calibration)} on this machine. run: {plan.run}"]
     if plan.device_memory:
-        found.append(f"On the accelerator: {_bytes(plan.device_memory)} at most.")
+        found.append(f"On the accelerator: {byte_size(plan.device_memory)} at most.")
     if plan.scratch:
-        found.append(f"While it trains, checkpoints take up to {_bytes(plan.scratch)} more on the disk.")
+        found.append(f"While it trains, checkpoints take up to {byte_size(plan.scratch)} more on the disk.")
     if plan.requests:
         found.append(f"The endpoint was asked {plan.requests} times for this plan.")
     if plan.unknown:
@@ -68,10 +68,5 @@ def _range(span: Span, text: Callable[[float], str]) -> str:
 def _short(count: float) -> str:
     if count < 1e4:
         return f"{count:,.0f}"
-    size, letter = next((size, letter) for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= size)
-    return f"{count / size:.1f}{letter}"
-
-
-def _bytes(count: int) -> str:
-    size, unit = next((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= s or u == "kB")
-    return f"{count / size:.1f} {unit}"
+    unit, letter = next((unit, letter) for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= unit)
+    return f"{count / unit:.1f}{letter}"

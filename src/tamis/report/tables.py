@@ -11,6 +11,7 @@ from rich.table import Table
 from tamis import recipe as recipes
 from tamis import registry
 from tamis.errors import ConfigError, nearest
+from tamis.progress import byte_size
 from tamis.report import wording
 from tamis.runs import Run
 
@@ -108,7 +109,7 @@ def print_models() -> None:
     from tamis.models.catalog import list_models
 
     rows = [
-        (m.name, m.kind, m.licence, f"{m.size / 1e6:.0f} MB" if m.size else "–", "yes" if m.present else "no", m.source)
+        (m.name, m.kind, m.licence, byte_size(m.size) if m.size else "–", "yes" if m.present else "no", m.source)
         for m in list_models()
     ]
     console().print(table("model", "kind", "licence", "size", "here", "source", rows=rows))

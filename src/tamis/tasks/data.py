@@ -1,8 +1,8 @@
 """Prompts from the user's own files, and what a file looks like before a run starts (`inspect`)."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -15,8 +15,8 @@ from tamis.registry import option, task
 from tamis.tasks import partition, readers, shapes, splits
 from tamis.tasks.partition import Partition
 from tamis.tasks.rows import Bad, Format, Row, Source, missing
+from tamis.tasks.spill import Spill
 
-Drop = Callable[..., None]
 _HOPELESS = 1000
 _REASONS = {
     partition.ALSO_HELDOUT: "also held out",
@@ -70,6 +70,13 @@ class DataSummary:
             lines += [f"its reference: {_cut(r)}" for r in self.example.references[:1]]
         return "\n".join(lines)
 
+    def accept(self, found: "_Found") -> None:
+        """Count a usable row and keep the first."""
+        self.accepted += 1
+        self.shapes[found.shape] += 1
+        self.with_reference += bool(found.references)
+        self.example = self.example or found.prompt()
+
     def reject(self, where: str, reason: str, detail: str = "") -> None:
         """Count a rejected row and keep the first ten."""
         self.rejected[reason] += 1
@@ -78,23 +85,24 @@ class DataSummary:
 
 
 class _Found(NamedTuple):
-    """A usable row: its place, given side or "", messages, reference texts, metadata and shape."""
+    """A usable row: its place, given side or "", messages as (role, content), reference texts, metadata and shape."""
 
     where: str
     side: str
-    messages: tuple[Message, ...]
-    references: tuple[str, ...]
+    messages: Sequence[Sequence[str]]
+    references: Sequence[str]
     metadata: dict[str, Any]
     shape: str
 
     @property
     def whole(self) -> str:
         """The text by which prompts are compared: all messages but the system's."""
-        return "\n".join([m.content for m in self.messages if m.role != "system"])
+        return "\n".join([content for role, content in self.messages if role != "system"])
 
     def prompt(self, split: str = "train", copies: int = 0) -> Prompt:
         metadata = {**self.metadata, "copy": copies} if copies else self.metadata
-        return Prompt(self.messages, self.references, "data", metadata, split, self.where)
+        messages = tuple([Message(role, content) for role, content in self.messages])
+        return Prompt(messages, tuple(self.references), "data", metadata, split, self.where)
 
 
 @task("data")
@@ -108,8 +116,8 @@ class Data:
     Held out are the prompts with the smallest content hashes (`tamis.tasks.splits`): exactly `round(share * n)` or the given
     count, independent of order and seed. `size` caps the training prompts; the subset is drawn from the seed and each
     prompt's content. `heldout_path`, `split_column` or file names (train.jsonl and test.jsonl in one folder) give the split
-    instead; a prompt on both sides is then refused. The file is read twice; of the first reading a few bytes a row are kept
-    (`tamis.tasks.partition`), so memory hardly grows with the file.
+    instead; a prompt on both sides is then refused. The file is read once: its rows wait in a temporary file until the sides
+    are settled, and a few bytes of each are in memory (`tamis.tasks.partition`), which so hardly grows with the file.
 
     A prompt's references are the gold texts as given; metadata holds the row's "id", "rejected" (preference data) and the
     fields named by `keep`. Rows kept in spite of equal content carry a number "copy", so that their ids differ.
@@ -152,89 +160,75 @@ class Data:
 
     def prompts(self, ctx: Context) -> Iterator[Prompt]:
         """Yield the prompts in file order, training and held out as they come."""
-        fates, several = self._settle(ctx.seed)
         seen: Counter[str] = Counter()
-        read = 0
-        for row, found in enumerate(self._rows(ctx.drop)):
-            read += 1
-            fate = fates[row] if row < len(fates) else partition.LEFT_OUT
-            if fate == partition.LEFT_OUT:
-                ctx.count("left out by size")
-                continue
-            if fate in _REASONS:
-                ctx.drop(found.where, _REASONS[fate])
-                continue
-            ctx.count(f"shape: {found.shape}")
-            if not found.references:
-                ctx.count("without reference")
-            prompt = found.prompt(partition.SIDES[1 + fate])
-            if several[row]:
-                seen[prompt.id] += 1
-                prompt = found.prompt(prompt.split, seen[prompt.id] - 1)
-            yield prompt
-        if read != len(fates):
-            raise DataError(
-                f"the data changed while it was read ({len(fates)} usable rows, then {read})",
-                where=self.path,
-                hint="Run again when nothing writes to it.",
-            )
+        with Spill() as spill:
+            settled = zip(*self._settle(ctx.seed, spill), strict=True)
+            for item in _spilled(spill):
+                if isinstance(item, Bad):
+                    ctx.drop(item.where, item.reason, detail=item.detail)
+                    continue
+                fate, several = next(settled)
+                if fate == partition.LEFT_OUT:
+                    ctx.count("left out by size")
+                    continue
+                if fate in _REASONS:
+                    ctx.drop(item.where, _REASONS[fate])
+                    continue
+                ctx.count(f"shape: {item.shape}")
+                if not item.references:
+                    ctx.count("without reference")
+                prompt = item.prompt(partition.SIDES[1 + fate])
+                if several:
+                    seen[prompt.id] += 1
+                    prompt = item.prompt(prompt.split, seen[prompt.id] - 1)
+                yield prompt
 
-    def _settle(self, seed: int) -> tuple[bytes, bytes]:
-        """Read the file once; return each usable row's fate, and whether rows with an equal prompt stay beside it."""
+    def _settle(self, seed: int, spill: Spill) -> tuple[bytes, bytes]:
+        """Read the data into `spill`; return each usable row's fate, and whether rows with an equal prompt stay beside it."""
         wishes = partition.Wishes(self.heldout, self.size, self.dedupe, self.leakage, seed)
+        summary = DataSummary(self.path)
         with Partition() as rows:
-            summary = self._survey(rows)
+            for item in self._survey(summary, rows):
+                spill.add(item)
             if not summary.accepted:
                 raise _nothing_left(summary, self.map)
             try:
                 fates, several = rows.settle(wishes, self.path)
             except partition.Leak as leak:
-                raise self._leaking(leak) from None
+                usable = (item for item in _spilled(spill) if isinstance(item, _Found))
+                raise _leaking(leak, next(islice(usable, leak.row, None))) from None
         return fates.tobytes(), several.tobytes()
 
-    def _survey(self, rows: Partition) -> DataSummary:
-        """Add every usable row to `rows`, and return what was found."""
-        summary = DataSummary(self.path)
-        for found in self._rows(summary.reject, summary):
-            whole = found.whole
-            mark = splits.exact_key(whole) if self.dedupe == "exact" else None
-            given = found.metadata.get("id")
-            own = None if given is None else splits.exact_key(repr(given))
-            rows.add(found.side, splits.key(whole), mark, own)
-            summary.shapes[found.shape] += 1
-            summary.with_reference += bool(found.references)
-            summary.example = summary.example or found.prompt()
-        return summary
+    def _survey(self, summary: DataSummary, rows: Partition) -> Iterator[_Found | Bad]:
+        """Yield what becomes of every row, told to `summary`, and added to `rows` where it is usable."""
+        for item in self._rows(summary):
+            if isinstance(item, Bad):
+                summary.reject(item.where, item.reason, item.detail)
+            else:
+                whole, given = item.whole, item.metadata.get("id")
+                mark = splits.exact_key(whole) if self.dedupe == "exact" else None
+                own = None if given is None else splits.exact_key(repr(given))
+                rows.add(item.side, splits.key(whole), mark, own)
+                summary.accept(item)
+            yield item
 
-    def _leaking(self, leak: partition.Leak) -> DataError:
-        row = next(islice(self._rows(lambda *_, **__: None), leak.row, None))
-        return DataError(
-            f"{leak.both} of {leak.heldout} held-out prompts are also training prompts",
-            where=row.where,
-            hint="Scores on them would mean nothing. Use leakage: drop to take them out of training, or leakage: allow.",
-        )
-
-    def _rows(self, drop: Drop, summary: DataSummary | None = None) -> Iterator[_Found]:
-        """Yield every usable row; hand the others to `drop`."""
-        summary = summary or DataSummary(self.path)
+    def _rows(self, summary: DataSummary) -> Iterator[_Found | Bad]:
+        """Yield what becomes of every row; no more after many of which none is of use."""
         for source in self._sources():
             for row in readers.read(source):
                 summary.rows += 1
                 if isinstance(row, Bad):
-                    drop(row.where, row.reason, detail=row.detail)
+                    yield row
                     continue
                 summary.columns[tuple(row.fields)] += 1
                 try:
-                    found = self._found(row)
+                    yield self._found(row)
                 except shapes.Unfit as unfit:
-                    drop(row.where, unfit.reason, detail=unfit.detail)
                     if unfit.shape and not summary.advice:
                         summary.advice = _advice(row, self.map)
+                    yield Bad(row.where, unfit.reason, unfit.detail)
                     if summary.rows >= _HOPELESS and not summary.accepted:
                         return
-                    continue
-                summary.accepted += 1
-                yield found
 
     def _sources(self) -> list[Source]:
         found = readers.locate(self.path, self.format)
@@ -254,7 +248,8 @@ class Data:
                 raise shapes.Unfit("prompt too long", f"{length} characters, at most {self.max_prompt_chars}")
         metadata = {k: shapes.plain(v) for k, v in parts.metadata.items()}
         metadata |= {k: shapes.plain(row.fields[k]) for k in self.keep if k in row.fields}
-        return _Found(row.where, self._side(row), messages, parts.references, metadata, parts.shape)
+        pairs = [(m.role, m.content) for m in messages]
+        return _Found(row.where, self._side(row), pairs, parts.references, metadata, parts.shape)
 
     def _filled(self, messages: tuple[Message, ...], fields: Mapping[str, Any]) -> tuple[Message, ...]:
         if self.template:
@@ -272,6 +267,20 @@ class Data:
         if not side:
             raise shapes.Unfit("split not understood", f"{self.split_column} is {value!r}")
         return side
+
+
+def _spilled(spill: Spill) -> Iterator[_Found | Bad]:
+    """Yield the rows that were put aside."""
+    for item in spill:
+        yield _Found(*item) if len(item) == len(_Found._fields) else Bad(*item)
+
+
+def _leaking(leak: partition.Leak, row: _Found) -> DataError:
+    return DataError(
+        f"{leak.both} of {leak.heldout} held-out prompts are also training prompts",
+        where=row.where,
+        hint="Scores on them would mean nothing. Use leakage: drop to take them out of training, or leakage: allow.",
+    )
 
 
 def fill(template: str, fields: Mapping[str, Any]) -> str:
@@ -324,8 +333,9 @@ def inspect(path: str, map: Mapping[str, str] | None = None, **options: Any) -> 
     Raises DataError when it cannot be read or holds no usable prompt, ConfigError for a wrong option.
     """
     data = Data.component.build({"path": path, "map": dict(map or {}), **options})  # type: ignore[attr-defined]
+    summary = DataSummary(path)
     with Partition() as rows:
-        summary: DataSummary = data._survey(rows)
+        deque(data._survey(summary, rows), maxlen=0)
         same_id, same = rows.duplicates(data.dedupe)
         summary.duplicates = int(same_id.sum() + same.sum())
     if not summary.accepted:

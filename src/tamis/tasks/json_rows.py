@@ -17,22 +17,13 @@ _DEEPEST = 100
 _CHUNK = 1 << 18
 
 
-def _lines(source: Source) -> Iterator[tuple[int, bytes]]:
-    with opened(source.path) as file:
-        for number, line in enumerate(file, 1):
-            if number == 1:
-                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise DataError("the file is UTF-16", where=source.name, hint="Save it as UTF-8.")
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            yield number, line
-
-
 def read_lines(source: Source) -> Iterator[Row | Bad]:
-    """Yield the rows of a file that has one JSON object a line. Raises DataError for UTF-16."""
+    """Yield the rows of a file that has one JSON object a line."""
     name = source.name
-    for number, line in _lines(source):
-        if line.strip():
-            yield _json_row(line, f"{name}:{number}", source.split)
+    with opened(source) as file:
+        for number, line in enumerate(file, 1):
+            if not line.isspace():
+                yield _json_row(line, f"{name}:{number}", source.split)
 
 
 def _json_row(line: bytes, where: str, split: str) -> Row | Bad:
@@ -99,8 +90,8 @@ def read_file(source: Source) -> Iterator[Row | Bad]:
 
     Raises DataError with the line where the file is no JSON.
     """
-    with opened(source.path) as file:
-        start = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
+    with opened(source) as file:
+        start = file.read(_CHUNK).lstrip()
     if start.startswith(b"["):
         yield from _array(source)
     elif _is_lines(start):
@@ -120,7 +111,7 @@ def _is_lines(start: bytes) -> bool:
 
 def _array(source: Source) -> Iterator[Row | Bad]:
     """Yield the items of a file that is one array, without holding more than a few of them."""
-    with opened(source.path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape") as file:
+    with opened(source) as raw, io.TextIOWrapper(raw, "utf-8", errors="surrogateescape") as file:
         items = _Items(file, source.name)
         for number, (value, text) in enumerate(items, 1):
             yield _row(value, _doubtful(text), f"{source.name}:{number}", source.split)
@@ -189,11 +180,11 @@ class _Items:
 
     def _broken(self, what: str, at: int | None = None) -> DataError:
         line = self.line + self.text.count("\n", 0, self.at if at is None else at)
-        return DataError(
-            f"broken JSON: {what}",
-            where=f"{self.name}:{line}",
-            hint="Mend it there, or write one object a line (.jsonl).",
-        )
+        return _broken(what, f"{self.name}:{line}")
+
+
+def _broken(what: str, where: str) -> DataError:
+    return DataError(f"broken JSON: {what}", where=where, hint="Mend it there, or write one object a line (.jsonl).")
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -201,8 +192,8 @@ _LONGEST_WORD = len("-Infinity")
 
 
 def _whole(source: Source) -> Iterator[Row | Bad]:
-    with opened(source.path) as file:
-        data = file.read().removeprefix(b"\xef\xbb\xbf")
+    with opened(source) as file:
+        data = file.read()
     try:
         text = data.decode()
         value = _JSON.decode(text)
@@ -210,13 +201,9 @@ def _whole(source: Source) -> Iterator[Row | Bad]:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError("the file is not UTF-8", where=f"{source.name}:{line}", hint="Save it as UTF-8.") from None
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"broken JSON: {error.msg}",
-            where=f"{source.name}:{error.lineno}",
-            hint="Mend it there, or write one object a line (.jsonl).",
-        ) from None
+        raise _broken(error.msg, f"{source.name}:{error.lineno}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"broken JSON: {error}", where=source.name) from None
+        raise _broken(str(error), source.name) from None
     doubtful = _doubtful(text)
     for number, item in enumerate(_items(value, source.name), 1):
         yield _row(item, doubtful, f"{source.name}:{number}", source.split)

@@ -151,10 +151,8 @@ def read(source: Source) -> Iterator[Row | Bad]:
 
 def _csv(source: Source) -> Iterator[Row | Bad]:
     csv.field_size_limit(_LONGEST_FIELD)
-    with opened(source.path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as text:
+    with opened(source) as raw, io.TextIOWrapper(raw, "utf-8", errors="surrogateescape", newline="") as text:
         header = text.readline()
-        if header.startswith(("\udcff\udcfe", "\udcfe\udcff")):
-            raise DataError("the file is UTF-16", where=source.name, hint="Save it as UTF-8.")
         reader = csv.reader(chain([header], text), delimiter=max("\t,;", key=header.count), strict=True)
         names = _header(reader, source.name)
         while names:

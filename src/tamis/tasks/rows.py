@@ -1,11 +1,15 @@
 """Rows as the readers of files give them, and what a source of rows is."""
 
+import codecs
+import contextlib
 import gzip
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Literal, NamedTuple
+
+from tamis.errors import DataError
 
 Format = Literal["auto", "jsonl", "json", "csv", "parquet", "datasets", "hub"]
 
@@ -21,9 +25,8 @@ class Row(NamedTuple):
     split: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """A row that could not be read, and why."""
+class Bad(NamedTuple):
+    """A row that could not be read, or gives no prompt, and why."""
 
     where: str
     reason: str
@@ -45,9 +48,17 @@ class Source:
         return name.encode(errors="backslashreplace").decode()
 
 
-def opened(path: str) -> IO[bytes]:
-    """Return the file, unpacked where its name ends in .gz."""
-    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+@contextlib.contextmanager
+def opened(source: Source) -> Iterator[IO[bytes]]:
+    """Open the file behind its byte order mark, unpacked where its name ends in .gz. Raises DataError for UTF-16."""
+    unpacked: Any = gzip.open if source.path.lower().endswith(".gz") else open
+    with unpacked(source.path, "rb") as file:
+        start = file.peek(len(codecs.BOM_UTF8))
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError("the file is UTF-16", where=source.name, hint="Save it as UTF-8.")
+        if start.startswith(codecs.BOM_UTF8):
+            file.read(len(codecs.BOM_UTF8))
+        yield file
 
 
 def missing(value: Any) -> bool:

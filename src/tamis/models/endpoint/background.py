@@ -10,10 +10,13 @@ T = TypeVar("T")
 
 
 class Background:
-    """A running event loop. It holds nothing of those who use it, so that they can be collected and then close it."""
+    """A running event loop. It holds nothing of those who use it, so that they can be collected and then close it.
 
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+    `last` is run in it when it is closed.
+    """
+
+    def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._loop, self._last = asyncio.new_event_loop(), last
         self._thread = threading.Thread(target=self._run, name="tamis-endpoint", daemon=True)
         self._thread.start()
 
@@ -23,6 +26,7 @@ class Background:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(task)
+        self._loop.run_until_complete(self._last())
         self._loop.close()
 
     @contextmanager
@@ -52,7 +56,7 @@ class Background:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def close(self) -> None:
-        """Cancel what runs, end the loop and wait for its thread."""
+        """Cancel what runs, do what is last, end the loop and wait for its thread."""
         self.call(self._loop.stop)
         if threading.current_thread() is not self._thread:
             self._thread.join()

@@ -16,7 +16,7 @@ from tamis.errors import ModelError
 from tamis.hashing import derive_seed
 from tamis.models.base import LabelLogprobs, ModelRef
 from tamis.models.endpoint.background import Background
-from tamis.models.endpoint.http import Connection, Cut, Server, Unreachable
+from tamis.models.endpoint.http import Cut, Session, Unreachable
 from tamis.models.endpoint.keys import api_key
 from tamis.models.endpoint.traffic import Setback, Traffic
 from tamis.models.endpoint.wire import FORMS, Answer, Dialect, Question, read
@@ -74,12 +74,15 @@ class Endpoint:
         self.errors: dict[str, str] = {}
         self._dialect = Dialect(self.model)
         self._traffic = Traffic(self.base, concurrency, retries, patience)
-        self._idle: list[Connection] = []
+
+    @cached_property
+    def _session(self) -> Session:
+        return Session(self.base)
 
     @cached_property
     def _background(self) -> Background:
-        background = Background()
-        weakref.finalize(self, _close, background, self._idle)
+        background = Background(self._session.close)
+        weakref.finalize(self, background.close)
         return background
 
     @property
@@ -185,29 +188,24 @@ class Endpoint:
 
     async def _ask_all(self, calls: _Calls, workers: int) -> None:
         try:
-            server = Server.of(self.base)
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
-                    connection = self._idle.pop() if self._idle else Connection(server)
-                    group.create_task(self._ask_in_turn(calls, connection))
+                    group.create_task(self._ask_in_turn(calls))
         except BaseExceptionGroup as failures:
             calls.found.put(failures.exceptions[0])
-        except Exception as error:
-            calls.found.put(error)
 
-    async def _ask_in_turn(self, calls: _Calls, connection: Connection) -> None:
+    async def _ask_in_turn(self, calls: _Calls) -> None:
         try:
             while await calls.room.acquire():
                 number, question = next(calls.questions, (0, None))
                 if question is None:
                     return
-                outcome = await self._traffic.persist(partial(self._once, connection, calls.headers, question))
+                outcome = await self._traffic.persist(partial(self._once, calls.headers, question))
                 calls.found.put((number, outcome))
         finally:
             calls.room.release()
-            self._idle.append(connection)
 
-    async def _once(self, connection: Connection, headers: Mapping[str, str], question: Question) -> Answer | Setback:
+    async def _once(self, headers: Mapping[str, str], question: Question) -> Answer | Setback:
         """Ask once, and once more for each field that the server is found not to know."""
         limit = LARGEST_HEAD + LARGEST_TOKEN * question.law.max_new_tokens
         while True:
@@ -215,7 +213,7 @@ class Endpoint:
             try:
                 async with asyncio.timeout(self.timeout):
                     body = json.dumps(payload).encode()
-                    response = await connection.request("POST", "/chat/completions", headers, body, limit)
+                    response = await self._session.request("POST", "/chat/completions", headers, body, limit)
             except TimeoutError:
                 return Setback(f"no answer within {self.timeout:g} s", crowded=True)
             except Unreachable as error:
@@ -231,12 +229,6 @@ class Endpoint:
 def _headers() -> dict[str, str]:
     key = api_key()
     return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-
-
-def _close(background: Background, idle: Sequence[Connection]) -> None:
-    for connection in idle:
-        background.call(connection.drop)
-    background.close()
 
 
 def _check_labels(labels: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from tamis.hashing import digest
 from tamis.models.cache import cache_root
 from tamis.models.endpoint.background import Background
-from tamis.models.endpoint.http import Connection, Cut, Response, Server, Unreachable
+from tamis.models.endpoint.http import Cut, Response, Session, Unreachable
 from tamis.models.endpoint.keys import api_key
 
 REPORTED = ("id", "root", "parent", "owned_by", "max_model_len", "meta", "system_fingerprint")
@@ -43,28 +43,25 @@ def endpoint_identity(base: str, model: str) -> str:
 
 def _models(base: str) -> Response | None:
     """Return the server's answer to GET /models, None when there is none."""
-    key, background = api_key(), Background()
+    key, session = api_key(), Session(base)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    background = Background(session.close)
     try:
-        return background.result(_ask(Connection(Server.of(base)), headers))
+        return background.result(_ask(session, headers))
     finally:
         background.close()
 
 
-async def _ask(connection: Connection, headers: dict[str, str]) -> Response | None:
+async def _ask(session: Session, headers: dict[str, str]) -> Response | None:
     response = None
-    try:
+    with suppress(Unreachable):
         for tries in range(TRIES):
             await asyncio.sleep(0.5 * tries)
             with suppress(Cut, TimeoutError):
                 async with asyncio.timeout(PATIENCE):
-                    response = await connection.request("GET", "/models", headers, limit=LARGEST)
+                    response = await session.request("GET", "/models", headers, limit=LARGEST)
                 if response.status not in (429, 503):
                     break
-    except Unreachable:
-        pass
-    finally:
-        connection.drop()
     return response
 
 

@@ -1,8 +1,8 @@
-"""What a judge is audited on: pairs with a known better answer, or single answers with a known label.
+"""Answers that people have judged: pairs with a known better answer, or single answers with a known label.
 
-Pairs: `prompt, chosen, rejected`, or `prompt, first, second, label` under their usual names (label 1 or 2, A or B). Single
-answers: `prompt, answer, label`. Any of them may have a `reference` and a `group`, single answers a human `rating`.
-EvalBiasBench's file (a JSON object of lists) is read as it is, its lists as groups.
+Pairs: `prompt, chosen, rejected`, or `prompt, first, second, label` under their usual names (label 1 or 2, A or B), perhaps
+with `critiques`. Single answers: `prompt, answer, label`. Any of them may have a `reference` and a `group`, single answers a
+human `rating`. EvalBiasBench's file (a JSON object of lists) is read as it is, its lists as groups.
 """
 
 import json
@@ -32,6 +32,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "reference": ("reference", "references", "gold", "gold_answer", "reference_answer"),
     "rating": ("rating", "human_rating", "human_score"),
     "group": ("group", "bias", "category", "subset"),
+    "critiques": ("critiques",),
 }
 """Roles, and the names under which fields are found when `--map` does not say otherwise; the first that is there counts."""
 
@@ -45,13 +46,25 @@ SHAPES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """Two answers to one prompt, in the file's order; `better` is 0 where the first is the better one, else 1."""
+class Preference:
+    """Two answers to one prompt, in the file's order; `better` is 0 where the first is the better one, else 1.
+
+    `critiques` are what people said of them. Raises DataError for another `better`.
+    """
 
     pair: Pair
     better: int
-    group: str
-    where: str
+    critiques: tuple[str, ...] = ()
+    where: str = ""
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if self.better not in (0, 1):
+            raise DataError("a pair has exactly one preferred answer", where=self.where or self.pair.prompt.id)
+
+    def shown(self, swap: bool) -> tuple[Pair, str]:
+        """Return the pair in one of its orders and the label of the better answer there."""
+        return (self.pair.swapped() if swap else self.pair), "AB"[self.better != swap]
 
     @property
     def content(self) -> str:
@@ -79,11 +92,11 @@ class Item:
 
 
 @dataclass
-class AuditData:
-    """What a file holds: cases or items (never both), and the rows that were left out, each with its reason."""
+class KnownAnswers:
+    """What a file holds: pairs or items (never both), and the rows that were left out, each with its reason."""
 
     path: str
-    cases: list[Case] = field(default_factory=list)
+    pairs: list[Preference] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
     unsampled: int = 0
@@ -93,20 +106,20 @@ class AuditData:
         """How many rows were left out, by reason."""
         return dict(Counter(row["reason"] for row in self.rejected).most_common())
 
-    def sample(self, n: int | None, seed: int) -> "AuditData":
+    def sample(self, n: int | None, seed: int) -> "KnownAnswers":
         """Return `n` random rows, in the file's order; all of them for None. Raises ConfigError for n < 1."""
         if n is None:
             return self
         if n < 1:
             raise ConfigError(f"--n is {n}; it must be 1 or more")
-        count = len(self.cases) + len(self.items)
+        count = len(self.pairs) + len(self.items)
         kept = sorted(rng(seed, "audit sample").permutation(count)[:n].tolist())
-        cases = [self.cases[i] for i in kept] if self.cases else []
+        pairs = [self.pairs[i] for i in kept] if self.pairs else []
         items = [self.items[i] for i in kept] if self.items else []
-        return AuditData(self.path, cases, items, self.rejected, count - len(kept))
+        return KnownAnswers(self.path, pairs, items, self.rejected, count - len(kept))
 
 
-def read(path: str, mapping: Mapping[str, str] | None = None) -> AuditData:
+def read(path: str, mapping: Mapping[str, str] | None = None) -> KnownAnswers:
     """Return what the file at `path` holds. `mapping` gives fields of other names: role -> field ("a.b" reaches inside).
 
     Raises ConfigError for an unknown role, DataError for a file that cannot be read, holds no usable row, or holds pairs
@@ -116,7 +129,7 @@ def read(path: str, mapping: Mapping[str, str] | None = None) -> AuditData:
     for role in mapping:
         if role not in FIELDS:
             raise ConfigError(f"unknown role '{role}' in --map", hint=nearest(role, FIELDS))
-    data, seen, first = AuditData(path), set(), None
+    data, seen, first = KnownAnswers(path), set(), None
     for row in _rows(path):
         try:
             if isinstance(row, Bad):
@@ -130,7 +143,7 @@ def read(path: str, mapping: Mapping[str, str] | None = None) -> AuditData:
             data.rejected.append({"record": row.where, "reason": unfit.reason, "detail": unfit.detail})
             continue
         seen.add(key)
-        (data.items if isinstance(made, Item) else data.cases).append(made)  # type: ignore[arg-type]
+        (data.items if isinstance(made, Item) else data.pairs).append(made)  # type: ignore[arg-type]
     _check(data, first, mapping)
     return data
 
@@ -155,26 +168,30 @@ def _groups(path: str) -> dict[str, list[dict[str, Any]]]:
     return value if lists and all(isinstance(row, dict) for rows in value.values() for row in rows) else {}
 
 
-def _made(row: Row, mapping: Mapping[str, str]) -> Case | Item:
+def _made(row: Row, mapping: Mapping[str, str]) -> Preference | Item:
     """Return what a row says. Raises Unfit with the reason where it says nothing that can be used."""
     found = _roles(row.fields, mapping)
-    group, reference = str(found.get("group", "")), found.get("reference")
-    references = tuple(str(r) for r in (reference if isinstance(reference, list) else [reference]) if r is not None)
+    group, references = str(found.get("group", "")), tuple(map(str, _listed(found.get("reference"))))
+    critiques = tuple(c for c in _listed(found.get("critiques")) if isinstance(c, str) and c.strip())
     if {"chosen", "rejected"} <= found.keys():
         parts = shapes.parts({k: found[k] for k in ("prompt", "chosen", "rejected") if k in found})
-        texts, better = (parts.references[0], str(parts.metadata["rejected"])), 0
-        return Case(_pair(parts.messages, references, row.where, texts), better, group, row.where)
+        texts = (parts.references[0], str(parts.metadata["rejected"]))
+        return Preference(_pair(parts.messages, references, row.where, texts), 0, critiques, row.where, group)
     if "prompt" not in found:
         raise shapes.Unfit("fields not understood", f"no prompt among: {', '.join(map(str, row.fields))}")
     messages = shapes.parts({"prompt": found["prompt"]}).messages
     if {"first", "second"} <= found.keys():
         pair = _pair(messages, references, row.where, (_text(found, "first"), _text(found, "second")))
-        return Case(pair, _better(found), group, row.where)
+        return Preference(pair, _better(found), critiques, row.where, group)
     if "answer" not in found:
         raise shapes.Unfit("fields not understood", f"no answer among: {', '.join(map(str, row.fields))}")
     prompt = Prompt(messages, references, task="audit", metadata={"row": row.where})
     answer = Completion(prompt.id, (Turn("assistant", _text(found, "answer")),))
     return Item(prompt, answer, _label(found), _rating(found), group, row.where)
+
+
+def _listed(value: Any) -> list[Any]:
+    return [v for v in (value if isinstance(value, list) else [value]) if v is not None]
 
 
 def _roles(fields: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
@@ -231,15 +248,15 @@ def _rating(found: Mapping[str, Any]) -> float | None:
     return value if value is None or np.isfinite(value) else None
 
 
-def _check(data: AuditData, first: Row | None, mapping: Mapping[str, str]) -> None:
+def _check(data: KnownAnswers, first: Row | None, mapping: Mapping[str, str]) -> None:
     """Raise DataError where nothing is left, or pairs stand beside single answers."""
-    if data.cases and data.items:
+    if data.pairs and data.items:
         raise DataError(
-            f"{len(data.cases)} rows are pairs and {len(data.items)} are single answers",
+            f"{len(data.pairs)} rows are pairs and {len(data.items)} are single answers",
             where=data.path,
             hint=f"Split the file: the single answers begin with {data.items[0].where}.",
         )
-    if data.cases or data.items:
+    if data.pairs or data.items:
         return
     if first is None:
         raise DataError("there is no row in it that can be read", where=data.path, hint=_reasons(data))
@@ -254,5 +271,5 @@ def _check(data: AuditData, first: Row | None, mapping: Mapping[str, str]) -> No
     )
 
 
-def _reasons(data: AuditData) -> str:
+def _reasons(data: KnownAnswers) -> str:
     return "; ".join(f"{reason}: {n}" for reason, n in data.reasons.items())
