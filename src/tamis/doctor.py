@@ -29,6 +29,7 @@ EXTRAS = {
     "data": "data sets of the hub",
     "vllm": "sampling by vLLM on a GPU",
     "llamacpp": "sampling from .gguf files as they are",
+    "constrained": "sampling under patterns and JSON schemas",
 }
 """What an extra is for."""
 

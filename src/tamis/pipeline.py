@@ -287,13 +287,14 @@ class Pipeline:
     def _compose(self, components: dict[str, Any], options: dict[str, Any]) -> None:
         state = self.state
         composer = registry.build("composer", components, "compose")
+        judge = registry.build("judge", options["judge"], "compose.judge") if "judge" in options else None
 
         def work(folder: store.StageFolder) -> None:
-            pool, ctx = self._pool(), self._asking(composer, state.base)
+            pool, ctx = self._pool(), self._asking(composer, state.base, judge)
             pool.embed = ctx.embed
             stages.compose(folder, composer, pool, ctx, self.log)
 
-        asked = self._identity(composer, state.base)
+        asked = self._identity(composer, state.base, judge)
         chat = self.models.chat(state.base).template_digest
         inputs = [*state.inputs, digest(self.seed, chat, state.base.identity, asked)]
         folder = self._stage("compose", composer.component.name, stages.key_of(composer), inputs, work)

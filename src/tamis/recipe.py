@@ -28,7 +28,7 @@ STAGE_ROOMS = {
     "tune": "objective",
     "evaluate": "evaluator",
 }
-STAGE_OPTIONS = {"sample": {"model"}, "select": {"judge"}, "evaluate": {"judge"}}
+STAGE_OPTIONS = {"sample": {"model"}, "select": {"judge"}, "compose": {"judge"}, "evaluate": {"judge"}}
 LAB_TWIN: dict[str, Any] = {"model": "nano-sums", "task": {"modular_sums": {"size": 128, "heldout": 200}}}
 
 _LONGEST_NAME = 48

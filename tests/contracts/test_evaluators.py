@@ -37,7 +37,11 @@ def prompts():
     problems, solutions = WORLD.batch(np.random.default_rng(0), 12)
     return [
         Prompt(
-            (Message("user", p),), references=(s,), metadata={"answer": WORLD.answer(p)}, split="heldout", task="sums"
+            (Message("user", p),),
+            references=(s,),
+            metadata={"answer": WORLD.answer(p), "rejected": "#"},
+            split="heldout",
+            task="sums",
         )
         for p, s in dict(zip(problems, solutions, strict=True)).items()
     ]

@@ -1,14 +1,19 @@
 """What holds for every registered sampler, third-party ones included.
 
-A sampler with required options names example values in the class attribute `contract` (a mapping of options).
+A sampler with required options names example values in the class attribute `contract` (a mapping of options). One that needs
+next-token logits and no text asks a small real model, untrained; all others a scripted one.
 """
+
+from functools import cache
 
 import pytest
 
 from tamis import registry
 from tamis.context import Context
 from tamis.errors import ConfigError, TamisError
+from tamis.lab import nano
 from tamis.lab.scripted import ScriptedJudge, ScriptedModel, right_answer
+from tamis.models.hf import LocalModel
 from tamis.records import Completion, Message, Prompt, from_table, to_table
 
 OFFERED = {"text", "tokens"}
@@ -27,11 +32,18 @@ def prompts_of(n):
     ]
 
 
-def context(seed=0):
+@cache
+def small_model():
+    return LocalModel.from_module(*nano.nano_module(nano.PRINTABLE, 1, 16), "nano", "nano")
+
+
+def context(component, seed=0):
     """A model that is right half of the time, with texts that differ from try to try, and a judge that knows."""
     model = ScriptedModel(
         0.5, right=lambda p, draw: f"{draw} {right_answer(p, draw)}", wrong=lambda p, draw: f"{draw}?"
     )
+    if "tokens" in component.needs and "text" not in component.needs:
+        model = small_model()
     judge = ScriptedJudge(truth=lambda p, c: c.text.endswith(right_answer(p, 0)))
     ctx = Context(seed=seed, model=model)
     ctx.judge = lambda by_id, completions: list(judge.judge(by_id, completions, Context(seed=seed)))
@@ -64,7 +76,7 @@ def test_unknown_options_are_refused(component):
 @every_sampler
 def test_yields_unique_completions_of_the_given_prompts_in_order(component):
     prompts = prompts_of(6)
-    ctx = context()
+    ctx = context(component)
     found = run(example(component), prompts, ctx, unit=6)
     assert found
     assert all(isinstance(c, Completion) for c in found)
@@ -79,7 +91,7 @@ def test_yields_unique_completions_of_the_given_prompts_in_order(component):
 
 @every_sampler
 def test_spends_what_it_says(component):
-    found = run(example(component), prompts_of(4), context(), unit=4)
+    found = run(example(component), prompts_of(4), context(component), unit=4)
     for completion in found:
         assert completion.cost.sampled_tokens > 0 or not component.needs
         assert completion.cost.seconds == 0, "seconds live in the ledger, not in records"
@@ -88,7 +100,7 @@ def test_spends_what_it_says(component):
 @every_sampler
 def test_is_seeded(component):
     prompts = prompts_of(6)
-    one, again, other = (run(example(component), prompts, context(seed), unit=6) for seed in (1, 1, 2))
+    one, again, other = (run(example(component), prompts, context(component, seed), unit=6) for seed in (1, 1, 2))
     assert one == again
     if component.needs:
         assert {c.text for c in one} != {c.text for c in other}
@@ -99,8 +111,8 @@ def test_does_not_depend_on_order_or_units(component):
     if getattr(component.cls, "ordered", False):
         pytest.skip("says that it depends on stream order")
     prompts = prompts_of(7)
-    whole = run(example(component), prompts, context(), unit=7)
-    parts = run(example(component), prompts[::-1], context(), unit=2)
+    whole = run(example(component), prompts, context(component), unit=7)
+    parts = run(example(component), prompts[::-1], context(component), unit=2)
     assert {c.id for c in whole} == {c.id for c in parts}
     for prompt in prompts:
         assert [c for c in whole if c.prompt_id == prompt.id] == [c for c in parts if c.prompt_id == prompt.id]
@@ -108,7 +120,7 @@ def test_does_not_depend_on_order_or_units(component):
 
 @every_sampler
 def test_survives_the_arrow_round_trip(component):
-    found = run(example(component), prompts_of(3), context(), unit=3)
+    found = run(example(component), prompts_of(3), context(component), unit=3)
     assert from_table(to_table(found, Completion), Completion) == found
 
 
@@ -122,14 +134,14 @@ def attempt(call):
 
 @every_sampler
 def test_no_prompts_give_no_completions_or_a_clear_error(component):
-    found, error = attempt(lambda: run(example(component), [], context(), unit=1))
+    found, error = attempt(lambda: run(example(component), [], context(component), unit=1))
     assert str(error) if error else found == []
 
 
 @every_sampler
 def test_a_prompt_without_reference_is_used_named_or_listed(component):
     bare = Prompt((Message("user", "hello"),), metadata={"answer": 1}, source="d:9")
-    ctx = context()
+    ctx = context(component)
     found, error = attempt(lambda: run(example(component), [bare], ctx, unit=1))
     if error:
         assert "d:9" in str(error) or bare.id in str(error)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tamis.calibration import binned, calibration_error
 from tamis.evaluators.stats import Interval, wilson
 
 RESAMPLES = 2000
-BINS = 10
 _BLOCK = 1 << 21
 _TINY = 1e-12
 
@@ -292,18 +292,13 @@ def calibration(p: np.ndarray, y: np.ndarray, prompts: np.ndarray, rng: np.rando
     ECE is the mean of |mean p - share of y| over 10 equal-width bins, weighted by their numbers; resampling inflates it, and
     its interval is moved by that much. For the log loss p is kept within [1e-6, 1 - 1e-6]; `clipped` counts where that bit.
     """
-    bin_of = np.minimum((p * BINS).astype(np.int64), BINS - 1)
-    members = np.eye(BINS)[bin_of]
-    rows = np.stack([members, members * p[:, None], members * y[:, None]], axis=2)
+    rows = binned(p, y)
     safe = np.clip(p, 1e-6, 1 - 1e-6)
     losses = np.column_stack([np.ones(len(p)), (p - y) ** 2, -np.where(y == 1, np.log(safe), np.log(1 - safe))])
 
-    def ece(total: np.ndarray) -> np.ndarray:
-        return abs(total[..., 1] - total[..., 2]).sum(axis=1) / total[..., 0].sum(axis=1)
-
     per_bin, per_loss = sums(rows, prompts), sums(losses, prompts)
     figures = [
-        bootstrap(per_bin, ece, rng, shift=True),
+        bootstrap(per_bin, calibration_error, rng, shift=True),
         bootstrap(per_loss, lambda total: total[:, 1] / total[:, 0], rng),
         bootstrap(per_loss, lambda total: total[:, 2] / total[:, 0], rng),
     ]

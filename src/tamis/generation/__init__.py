@@ -4,6 +4,7 @@ from tamis.generation.engine import OnEvent, sample
 from tamis.generation.rows import Request, Sampled
 from tamis.generation.sampling import Drawn, check_law, draw, truncate
 from tamis.generation.scoring import next_logits, score
+from tamis.generation.session import Session, open_session
 from tamis.generation.stops import StopStrings
 
 __all__ = [
@@ -11,10 +12,12 @@ __all__ = [
     "OnEvent",
     "Request",
     "Sampled",
+    "Session",
     "StopStrings",
     "check_law",
     "draw",
     "next_logits",
+    "open_session",
     "sample",
     "score",
     "truncate",

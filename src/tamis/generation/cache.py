@@ -15,7 +15,7 @@ _GROW = 64
 
 
 class RowCache(Cache):
-    """Keys and values (rows, columns, heads, head_dim) per layer; grows by columns, never by rows, up to `columns`.
+    """Keys and values (rows, columns, heads, head_dim) per layer; grows by columns as needed, up to `columns`.
 
     Before a forward pass over the first n rows, `aim` tells at which columns (n,) they write and how many columns are seen.
     """
@@ -43,6 +43,15 @@ class RowCache(Cache):
             layer.reserve(length)
             layer.keys[rows, :length] = filled.keys[source, :, :length].transpose(0, 1)
             layer.values[rows, :length] = filled.values[source, :, :length].transpose(0, 1)
+
+    def grow(self, rows: int) -> None:
+        """Make room for at least `rows` rows, doubling."""
+        if rows > self.rows:
+            extra = max(rows, 2 * self.rows) - self.rows
+            self.rows += extra
+            for layer in self.layers:
+                layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, 0, 0, 0, 0, 0, extra))
+                layer.values = torch.nn.functional.pad(layer.values, (0, 0, 0, 0, 0, 0, 0, extra))
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy rows `sources` over rows `targets`."""

@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from tamis.records import Completion, Law, Prompt
+
+if TYPE_CHECKING:
+    from tamis.generation import Session
 
 CAPABILITIES = ("text", "scoring", "tokens", "trainable", "embedder")
 
@@ -77,6 +80,15 @@ class TokenModel(Protocol):
 
     def next_token_logits(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """Return (len(sequences), vocabulary) float32 logits of the token after each sequence."""
+        ...
+
+
+@runtime_checkable
+class SessionModel(Protocol):
+    """A token model whose sequences can be grown token by token, their keys and values kept."""
+
+    def session(self, prompt_ids: Sequence[int]) -> "Session":
+        """Return a session of one live sequence, the prompt."""
         ...
 
 

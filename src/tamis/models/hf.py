@@ -14,7 +14,7 @@ from tamis.models.sampled import SampledModel
 from tamis.records import Law, Message, Prompt, Target
 
 if TYPE_CHECKING:
-    from tamis.generation import OnEvent, Request, Sampled, StopStrings
+    from tamis.generation import OnEvent, Request, Sampled, Session, StopStrings
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SCORED_ROWS = 64
@@ -132,6 +132,15 @@ class LocalModel(SampledModel):
             if not len(sequence):
                 raise ConfigError(f"sequence {number} has no tokens", hint="Begin it with the BOS token.")
         return next_logits(self._module, sequences, batch_rows=self.batch_rows or _SCORED_ROWS)
+
+    def session(self, prompt_ids: Sequence[int]) -> "Session":
+        """Return a `Session` over the prompt's tokens: sequences grown token by token, their keys and values kept.
+
+        Raises ConfigError for a prompt without tokens or longer than the context.
+        """
+        from tamis.generation import Session
+
+        return Session(self._module, prompt_ids, self.context_length)
 
     def label_logprobs(self, prompts: Sequence[Prompt], labels: Sequence[str]) -> LabelLogprobs:
         """Return log p(the answer is the label and ends there) for each prompt and label, (n, labels) float32."""
