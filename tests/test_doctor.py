@@ -113,6 +113,16 @@ def test_limits_of_a_container_count_not_what_the_machine_has(tmp_path, monkeypa
     found = list(doctor._machine())
     assert of(found, "threads").fix == "export OMP_NUM_THREADS=1"
     assert "may use 1.0 GB" in of(found, "memory").said
+    monkeypatch.setenv("OMP_NUM_THREADS", "²")
+    assert all(finding.what != "threads" for finding in doctor._machine())
+
+
+def test_a_tool_that_prints_no_text_is_no_gpu(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '\\377\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor._nvidia() == []
 
 
 def test_a_gpu_beside_a_build_of_torch_for_the_cpu_is_told(monkeypatch):

@@ -73,7 +73,7 @@ def _machine() -> Iterator[Finding]:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     said = f"{allowed:g} of {cores} allowed" if allowed < cores else f"{cores}"
     yield Finding("machine", "cores", said)
-    if threads.isdigit() and int(threads) != int(max(1, allowed)):
+    if threads.isdecimal() and int(threads) != int(max(1, allowed)):
         fix = "unset OMP_NUM_THREADS" if allowed >= cores else f"export OMP_NUM_THREADS={int(max(1, allowed))}"
         said = f"OMP_NUM_THREADS is {threads}, and {allowed:g} cores may be used"
         yield Finding("machine", "threads", said, "note", fix)
@@ -132,7 +132,7 @@ def _nvidia() -> list[str]:
         return []
     command = [tool, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return []
     rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []

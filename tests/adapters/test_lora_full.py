@@ -73,7 +73,7 @@ def test_lora_on_layers_that_do_not_exist():
         LoRA(targets=("nope",)).attach(llama(), 0)
 
 
-@pytest.mark.parametrize("options", [{"r": 0}, {"alpha": -1}, {"dropout": 1.0}, {"rank": 8}])
+@pytest.mark.parametrize("options", [{"r": 0}, {"r": 100_000_000}, {"alpha": -1}, {"dropout": 1.0}, {"rank": 8}])
 def test_lora_options_are_checked(options):
     with pytest.raises(ConfigError, match=r"adapter 'lora'"):
         registry.build("adapter", {"lora": options})

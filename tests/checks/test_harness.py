@@ -4,7 +4,7 @@ import pytest
 
 import tamis.checks
 from tamis.checks import harness
-from tamis.errors import ConfigError
+from tamis.errors import ConfigError, StoreError
 
 
 def test_a_half_written_check_file_is_named_and_the_others_can_be_used(tmp_path, monkeypatch):
@@ -35,3 +35,11 @@ def test_what_is_not_there_is_refused():
     ):
         with pytest.raises(ConfigError, match=said):
             harness.choose(names, rows, False)
+
+
+def test_where_results_go_is_tried_before_a_check_runs(tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    (check,) = harness.choose(["rft"], [], False)
+    with pytest.raises(StoreError, match="taken"):
+        harness.run_and_print(check, taken)

@@ -221,6 +221,13 @@ def test_the_curve_is_cut_back_to_the_checkpoint(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("damage", [b"3\n", b"[]\n", b'{"step": "x"}\n', b'{"loss": 1}\n', b"\xff\n"])
+def test_the_curve_ends_before_a_line_that_is_no_row(tmp_path, damage):
+    path = tmp_path / "curve.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + damage + b'{"step": 3}\n')
+    assert CurveFile(path, write=False).cut(5) == [{"step": 1}]
+
+
 SCRIPT = """
     import sys
     import time

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from tamis.adapters.full import Full
 from tamis.adapters.lora import LoRA
 from tamis.errors import ModelError, TrainingError
+from tamis.files import remove
 from tamis.models.base import ModelRef
 from tamis.models.chat import ChatFormat
 from tamis.models.resolve import load, resolve
@@ -153,6 +154,8 @@ def test_a_cut_tuning_goes_on_and_ends_the_same(base, tmp_path, moment, monkeypa
     monkeypatch.undo()
     monkeypatch.setenv("TAMIS_HOME", str(tmp_path / "home"))
     assert not (tmp_path / "cut" / "model").exists()
+    remove(tmp_path / "cut" / ".model.tmp")
+    (tmp_path / "cut" / ".model.tmp").write_text("in the way")
     events = []
     again = tune(base, given, SFT(), LoRA(), CONFIG, seed=1, folder=tmp_path / "cut", on_event=events.append)
     assert next(e["step"] for e in events if e["event"] == "resumed") == (40 if moment == "step" else 80)

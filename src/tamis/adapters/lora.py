@@ -18,7 +18,7 @@ class LoRA:
     alpha / sqrt(r) with `use_rslora`. At the start the model is therefore unchanged. The adapter is saved in PEFT's format.
     """
 
-    r: int = option(16, "rank of the update", ge=1)
+    r: int = option(16, "rank of the update", ge=1, le=4096)
     alpha: float = option(32.0, "scale of the update: divided by r, or by its root with use_rslora", gt=0)
     dropout: float = option(0.0, "dropout on the input of the update while training", ge=0, lt=1)
     targets: str | tuple[str, ...] = option(

@@ -165,8 +165,11 @@ def run_and_print(check: Check, out: Path) -> bool:
     """Run a check, print its table, write `out`/NAME.{json,md,svg}; returns whether the claim holds."""
     import sys
 
+    from tamis import files
     from tamis.report.tables import console
 
+    with files.explained(out):
+        out.mkdir(parents=True, exist_ok=True)
     result = run(check, lambda text: print(f"  {text}", file=sys.stderr))
     paths = write(result, out)
     console().print(markdown(result), markup=False)

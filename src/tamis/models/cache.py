@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tamis.errors import ModelError
+from tamis.errors import ConfigError, ModelError
 from tamis.hashing import file_digest
 
 STAMP = "tamis.json"
@@ -28,9 +28,17 @@ REMEMBERED = 1000
 
 
 def cache_root() -> Path:
-    """Return the cache folder: $TAMIS_HOME, or `tamis` in the platform's user cache. It may not exist yet."""
+    """Return the cache folder: $TAMIS_HOME, or `tamis` in the platform's user cache. It may not exist yet.
+
+    Raises ConfigError where $TAMIS_HOME names the home of a user that is not there.
+    """
     if home := os.environ.get("TAMIS_HOME"):
-        return Path(home).expanduser()
+        try:
+            return Path(home).expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"TAMIS_HOME is {home}, and there is no such home folder", hint="Give a full path."
+            ) from None
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "tamis"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tamis"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tamis.errors import StoreError, TrainingError
+from tamis.files import remove
 from tamis.hashing import file_digest
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -145,8 +146,7 @@ def publish(temporary: Path, final: Path) -> None:
     """Sync the files under folder `temporary` and rename it to `final`, replacing a folder of that name."""
     for path in [*temporary.rglob("*"), temporary]:
         _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
+    remove(final)
     temporary.rename(final)
     _sync(final.parent)
 
@@ -218,11 +218,14 @@ class CurveFile:
             self._file.close()
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows up to the first torn line."""
+        """Yield the rows up to the first line that is torn or no row."""
         if self.path is None or not self.path.exists():
             return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_bytes().splitlines():
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except ValueError:
                 return
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                return
+            yield row

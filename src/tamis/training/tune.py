@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import ModelError, TrainingError
+from tamis.files import remove
 from tamis.hashing import derive_seed, digest, file_digest
 from tamis.models.base import ModelRef
 from tamis.records import Example, Law, Prompt
@@ -157,7 +158,7 @@ class _Tuning:
 
         whole = self.loads_whole or not hasattr(module, "peft_config")
         temporary = self.folder / ".model.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         self.save(module, tokenizer, temporary, whole)
         smoke = smoke_test(tuned_ref(self.ref, temporary, whole), examples, result)
         info = {
