@@ -1,5 +1,6 @@
 """Runs of a small recipe on the nano model: reuse, invalidation, refusals, and SIGKILL at any moment."""
 
+import errno
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from small import load, small
-from tamis import pipeline, registry, stages
+from tamis import earlier, files, pipeline, registry, stages
 from tamis.errors import ModelError, StoreError, TamisError
 from tamis.models import keeper
 from tamis.models.base import ModelRef
@@ -155,6 +156,73 @@ def test_fresh_starts_anew_and_leaves_other_runs_as_they_are(runs_dir):
     before = {p: p.read_bytes() for p in first_run.rglob("*") if p.is_file()}
     assert not any(go(runs_dir, name="twin", fresh=True)[1].values())
     assert {p: p.read_bytes() for p in first_run.rglob("*") if p.is_file()} == before
+
+
+def whole(place):
+    """The bytes of every file below a folder."""
+    return {p.relative_to(place): p.read_bytes() for p in place.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def fail(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("at", ["task", "recipe"])
+def test_a_fresh_run_that_makes_nothing_leaves_the_old_one_as_it_was(runs_dir, monkeypatch, at):
+    run = find("small", runs_dir).path
+    before = whole(run)
+    if at == "task":
+        monkeypatch.setattr(stages, "load_prompts", fail)
+    else:
+        monkeypatch.setattr(files, "write_atomic", fail)
+    with pytest.raises(StoreError, match="No space left"):
+        go(runs_dir, fresh=True)
+    after = whole(run)
+    log = Path("log.jsonl")
+    assert after.pop(log).startswith(before.pop(log))
+    assert after == before
+
+
+def test_a_fresh_run_that_fails_midway_goes_on_as_fresh_and_keeps_the_old_one_until_it_is_done(runs_dir, monkeypatch):
+    run = find("small", runs_dir).path
+    before = whole(run)
+    for _ in range(2):
+        with monkeypatch.context() as broken:
+            broken.setattr(stages, "judge", fail)
+            with pytest.raises(StoreError, match="No space left"):
+                go(runs_dir, fresh=True)
+        assert whole(run / ".earlier") == before
+    _, reused = go(runs_dir)
+    assert [kind for kind, taken in reused.items() if taken] == ["task", "sample"]
+    assert not (run / ".earlier").exists()
+
+
+def test_a_fresh_run_killed_while_it_sets_aside_loses_nothing(runs_dir):
+    run = find("small", runs_dir).path
+    moved = earlier.Earlier(run)
+    for path in sorted(run.glob("0*"))[:5]:
+        moved.set_aside(path)
+    assert all(go(runs_dir)[1].values())
+    assert not moved.path.exists()
+
+
+def test_a_finished_model_is_kept_until_what_replaces_it_is_done(runs_dir, monkeypatch):
+    done = find("small", runs_dir)
+    place, model = done.model, whole(done.model)
+    found = registry.get("judge", "answer")
+    events = []
+    with monkeypatch.context() as changed:
+        changed.setattr(found.cls, "component", type(found)(**{**found.__dict__, "version": "next"}))
+        changed.setattr(stages, "tune", fail)
+        with pytest.raises(StoreError, match="No space left"):
+            pipeline.run(make(), runs_dir=runs_dir, listener=events.append)
+    kept = done.path / ".earlier" / place.parent.name / "model"
+    assert whole(kept) == model
+    assert any(str(kept.parent) in e["text"] for e in events if e["event"] == "note")
+    run, reused = go(runs_dir)
+    assert all(reused.values())
+    assert whole(run.model) == model
+    assert not (done.path / ".earlier").exists()
 
 
 @pytest.mark.parametrize("override", ["checkpoint_every=7", "keep=1", "start=last"])

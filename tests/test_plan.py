@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small import load, small
 from tamis import pipeline
 from tamis import plan as plans
-from tamis.errors import ConfigError, ModelError
+from tamis.errors import ConfigError, ModelError, StoreError
 from tamis.hashing import rng
 from tamis.models import keeper
 from tamis.plan.estimate import Plan, Span, total
@@ -64,6 +64,42 @@ def test_a_run_at_one_go_is_compared_with_its_plan_and_no_other(planned_and_run)
         kept.write_text(damaged)
         assert plans.compare(run, 3600) is None
     kept.write_text(whole)
+
+
+def nested(text):
+    return '{"a":' * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("plan", nested),
+        ("plan", lambda text: text.replace('"mid": ', '"mid": "x", "was": ')),
+        ("manifest", nested),
+        ("manifest", lambda text: text.replace("+00:00", "")),
+        ("manifest", lambda text: text.replace('"sampled_tokens"', '"other"')),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_left_out(planned_and_run, name, damage):
+    place, _, run = planned_and_run
+    path = place / ".plans" / f"{run.name}.json" if name == "plan" else run.path / "manifest.json"
+    whole = path.read_text()
+    path.write_text(damage(whole))
+    try:
+        assert path.read_text() != whole
+        assert plans.compare(run, 3600) is None
+    finally:
+        path.write_text(whole)
+
+
+def test_a_runs_folder_that_cannot_be_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("tamis.plan.rehearsal.Rehearsal.run", lambda self: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    for runs_dir in (tmp_path / "file", tmp_path / "file" / "runs"):
+        with pytest.raises(StoreError, match="the system refused") as error:
+            plans.plan(made(), runs_dir=runs_dir)
+        assert error.value.where == str(tmp_path / "file")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_is_done_costs_nothing_and_stays_as_it_was(planned_and_run):

@@ -1,8 +1,10 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
@@ -348,3 +350,26 @@ def test_what_a_library_in_another_language_says_of_the_system_is_explained(tmp_
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(RuntimeError, match="a bug"), files.explained(tmp_path):
         raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_the_ledger_of_one_unit_under_the_name_of_another_counts_once(stage, old):
+    write(stage, 0, prompts(3))
+    first, second = stage.unit_path("u", 0), stage.unit_path("u", 1)
+    ledger = store.unsealed(first)
+    assert ledger.pop("unit") == "u-00000"
+    if old:
+        first.write_text(json.dumps(store.sealed(ledger)))
+    shutil.copy(first, second)
+    assert stage.unit_done("u", 0)
+    assert not stage.unit_done("u", 1)
+    with pytest.raises(StoreError, match="another unit"):
+        stage.read(Prompt)
+    assert stage.mend() == [second]
+    assert stage.read(Prompt) == prompts(3)
+
+
+def test_a_unit_without_shards_is_not_taken_for_another(stage):
+    stage.write_unit("u", 0, store.Unit({}, counts=Counter(seen=1)), 0.0)
+    shutil.copy(stage.unit_path("u", 0), stage.unit_path("u", 1))
+    assert stage.mend() == [stage.unit_path("u", 1)]

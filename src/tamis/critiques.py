@@ -12,8 +12,10 @@ from tamis.asking import Question, Template, ask
 from tamis.context import Context
 from tamis.records import Cost, Law
 
-CONCLUSION = re.compile(r"conclusion\s*:\s*(?P<said>[^\n]*)", re.IGNORECASE)
 END_MARK = "[END]"
+CONCLUSION = re.compile(
+    rf"conclusion\s*:\s*(?:(?P<said>right|wrong)(?:\.|[^\S\n]|{re.escape(END_MARK)})*$)?", re.IGNORECASE | re.MULTILINE
+)
 
 Conclusion = Literal["right", "wrong"]
 
@@ -24,7 +26,7 @@ def parse_conclusion(text: str) -> Conclusion | None:
     After the word only a full stop, the end mark or the line's end may follow: "right/wrong" and "rightly so" say nothing.
     """
     found = list(CONCLUSION.finditer(text))
-    said = found[-1]["said"].replace(END_MARK, "").strip().rstrip(".").strip().casefold() if found else ""
+    said = (found[-1]["said"] or "").casefold() if found else ""
     known: dict[str, Conclusion] = {"right": "right", "wrong": "wrong"}
     return known.get(said)
 
@@ -40,14 +42,12 @@ class Critique:
 
     @property
     def fault(self) -> str:
-        """Why it cannot be used, "" where it can."""
-        if self.finish == "error":
-            return "the critic gave no reply"
-        if self.finish == "length":
-            return "the critique was cut at the length limit"
-        if not self.text:
-            return "the critique is empty"
-        return "" if self.conclusion else "the critique has no conclusion"
+        """Label of the verdict where it cannot be used: "no_reply", "cut_reply", "unparseable_verdict"; "" where it can.
+
+        A critique that was cut cannot be used, even if a conclusion stands in it.
+        """
+        cut = {"error": "no_reply", "length": "cut_reply"}.get(self.finish, "")
+        return cut or ("" if self.conclusion else "unparseable_verdict")
 
 
 def criticise(

@@ -34,7 +34,8 @@ class View:
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure with its 95% interval. `per_item` maps prompt ids to the prompt's own value, for paired comparison.
+    """One figure with its 95% interval. `per_item` maps prompt ids to the prompt's own value, for paired comparison;
+    it is empty where the figure is no mean over all prompts.
 
     `item_unit` is the unit of `per_item`, and of the paired difference, where it is not that of `value`. `n` is the number
     of prompts that count. `notes` holds counts worth showing (unparseable answers, truncated completions).

@@ -14,6 +14,7 @@ WORDS = {
     "trainable": "weights that can be trained",
     "embedder": "text embeddings",
 }
+HINT = "Use a local folder, a hub id or a packaged model here."
 Need = tuple[str, tuple[str, ...], str]
 """Who needs which capabilities of which model, by name."""
 
@@ -31,7 +32,7 @@ def check(recipe: Recipe) -> None:
     Raises ModelError and ConfigError.
     """
     for what, needs, model in _needs(recipe):
-        require(what, needs, model, "Use a local folder, a hub id or a packaged model here.")
+        require(what, needs, model, HINT)
 
 
 def require(what: str, needs: Sequence[str], model: str, hint: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tamis import __version__, environment, files, needs, registry, stages, store
 from tamis.context import Context
+from tamis.earlier import Earlier
 from tamis.errors import StoreError, TamisError
 from tamis.hashing import derive_seed, digest
 from tamis.models.base import ModelRef
@@ -60,32 +61,56 @@ class Pipeline:
         self.rows: dict[tuple[str, str], dict[str, Any]] = {}
 
     def run(self, fresh: bool = False) -> Run:
-        """Run all stages; returns the run. Nothing finished is done again unless `fresh`."""
+        """Run all stages; returns the run. Nothing finished is done again unless `fresh`.
+
+        What the run replaces is kept until it is done; where a `fresh` one fails before a stage is finished it is put back.
+        """
         needs.check(self.recipe)
         with files.lock(self.path) as self.still_there, files.explained(self.path):
-            self.sources = [self.path] if fresh else sorted(p for p in self.runs_dir.iterdir() if p.is_dir())
-            self._clear() if fresh else store.sweep(self.path)
-            files.write_atomic(self.path / "recipe.yaml", self.recipe.to_yaml())
-            base = self.models.resolve(self.recipe.model)
-            self.state = State(base, base)
-            self._manifest("running")
-            self.log("run_start", run=str(self.path), recipe=self.recipe.name, model=base.name, identity=base.identity)
-            started = time.monotonic()
+            self.earlier = Earlier(self.path)
             try:
-                self._stages()
-            except BaseException as error:
+                self._start(fresh)
+                return self._run()
+            except BaseException:
                 with contextlib.suppress(OSError, StoreError):
-                    said = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else "stopped"
-                    self._manifest("failed", error=said)
-                    self.log("run_failed", error=said)
+                    if self.earlier.put_back():
+                        self.log("note", text="nothing was made anew: the run is as it was before --fresh")
                 raise
-            self._manifest("done")
-            run = Run(self.path)
-            from tamis.report.html import write_report
 
-            report = write_report(run)
-            self.log("run_done", run=str(self.path), report=str(report), seconds=round(time.monotonic() - started, 1))
-            return run
+    def _start(self, fresh: bool) -> None:
+        store.sweep(self.path)
+        if fresh:
+            self.earlier.set_all_aside()
+        self.sources = [self.path]
+        if self.earlier.whole:
+            text = f"made anew (--fresh); what was there before is kept in {self.earlier.path} until the run is done"
+            self.log("note", text=text)
+        elif not fresh:
+            self.sources = [self.earlier.path, *sorted(p for p in self.runs_dir.iterdir() if p.is_dir())]
+
+    def _run(self) -> Run:
+        files.write_atomic(self.path / "recipe.yaml", self.recipe.to_yaml())
+        base = self.models.resolve(self.recipe.model)
+        self.state = State(base, base)
+        self._manifest("running")
+        self.log("run_start", run=str(self.path), recipe=self.recipe.name, model=base.name, identity=base.identity)
+        started = time.monotonic()
+        try:
+            self._stages()
+        except BaseException as error:
+            with contextlib.suppress(OSError, StoreError):
+                said = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else "stopped"
+                self._manifest("failed", error=said)
+                self.log("run_failed", error=said)
+            raise
+        self._manifest("done")
+        run = Run(self.path)
+        from tamis.report.html import write_report
+
+        report = write_report(run)
+        self.earlier.drop()
+        self.log("run_done", run=str(self.path), report=str(report), seconds=round(time.monotonic() - started, 1))
+        return run
 
     def _stages(self) -> None:
         self._task()
@@ -95,11 +120,6 @@ class Pipeline:
                 self.at = index
                 kind, components, options = split_stage(stage, f"stages[{index}]")
                 getattr(self, f"_{kind}")(components, options)
-
-    def _clear(self) -> None:
-        for path in self.path.iterdir():
-            if path.name != ".lock":
-                files.remove(path)
 
     def _folder(self, kind: str, key: str) -> store.StageFolder:
         self.number += 1
@@ -140,7 +160,7 @@ class Pipeline:
         """Do one stage unless it is there; returns its folder."""
         key = digest(store.FORMAT, kind, component, config, inputs)
         folder = self._folder(kind, key)
-        self._drop_stale(folder)
+        self._set_stale_aside(folder)
         entry = {"folder": folder.path.name, "kind": kind, "component": component, "key": key}
         damaged = folder.mend()
         reused = folder.done or store.adopt(self.sources, folder)
@@ -175,12 +195,14 @@ class Pipeline:
         )
         return folder
 
-    def _drop_stale(self, folder: store.StageFolder) -> None:
-        """Remove a folder of the same number whose key is another: its data, model or component has changed since."""
+    def _set_stale_aside(self, folder: store.StageFolder) -> None:
+        """Move away a folder of the same number whose key is another: its data, model or component has changed since."""
         for other in self.path.glob(f"{self.number:02d}-*"):
             if other != folder.path and STAGE_NAME.fullmatch(other.name):
-                self.log("note", stage=other.name, text="removed: what it was made from has changed since")
-                files.remove(other)
+                self.earlier.set_aside(other)
+                at = self.earlier.path / other.name
+                text = f"what it was made from has changed since: kept as {at} until this run is done, then removed"
+                self.log("note", stage=other.name, text=text)
 
     def _manifest(self, status: str, running: Mapping[str, Any] | None = None, error: str = "") -> None:
         self.still_there()

@@ -74,11 +74,12 @@ class Replies:
                 raise StoreError(
                     f"the replies cannot be kept: {error}",
                     where=str(self.path),
-                    hint="Free space, or check permissions.",
+                    hint=_hint(error, self.path),
                 ) from error
-            except (sqlite3.DatabaseError, ValueError) as error:
+            except (sqlite3.DatabaseError, ValueError, TypeError, RecursionError) as error:
                 if last:
-                    raise StoreError(f"the replies cannot be read: {error}", where=str(self.path)) from error
+                    hint = f"Move {self.path.name} away: a new one is begun."
+                    raise StoreError(f"the replies cannot be read: {error}", where=str(self.path), hint=hint) from error
                 self._set_aside()
         raise AssertionError
 
@@ -100,3 +101,9 @@ class Replies:
             file = self.path.with_name(name)
             if file.exists():
                 os.replace(file, file.with_name(f"{name}.damaged"))
+
+
+def _hint(error: sqlite3.Error, path: Path) -> str:
+    if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+        return f"The file holds other tables than those of replies. Move {path.name} away: a new one is begun."
+    return "Free space, or check permissions."

@@ -1,7 +1,9 @@
 """Reading a run folder: what `tamis.run` returns, and what the report and `tamis show` are made from."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -10,6 +12,44 @@ from tamis.errors import StoreError, nearest
 from tamis.files import read_json
 from tamis.records import Completion, Example, Prompt, Verdict
 from tamis.store import AGAIN, StageFolder
+
+Kinds = Mapping[str, tuple[type, ...]]
+NUMBER, MAYBE = (int, float), (int, float, NoneType)
+WORDS = {
+    str: "text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+    NoneType: "null",
+}
+MANIFEST: Kinds = {"status": (str,), "stages": (list,)}
+MANIFEST_MORE: Kinds = {
+    **dict.fromkeys(("created", "error", "tamis"), (str,)),
+    **dict.fromkeys(("model", "versions", "machine"), (dict,)),
+}
+STAGE: Kinds = dict.fromkeys(("folder", "kind", "key", "status"), (str,))
+STAGE_MORE: Kinds = {
+    **dict.fromkeys(("component", "other_versions"), (str,)),
+    **dict.fromkeys(("cost", "counts", "notes"), (dict,)),
+    "seconds": NUMBER,
+    "reused": (bool,),
+}
+METRIC: Kinds = {"name": (str,), "before": (dict,)}
+METRIC_MORE: Kinds = {
+    **dict.fromkeys(("evaluator", "unit"), (str,)),
+    **dict.fromkeys(("after", "difference"), (dict,)),
+    "higher_is_better": (bool,),
+}
+SIDE: Kinds = {**dict.fromkeys(("value", "low", "high"), MAYBE), "n": NUMBER}
+SIDE_MORE: Kinds = {"notes": (dict,)}
+DIFFERENCE: Kinds = dict.fromkeys(("value", "low", "high", "p_value"), MAYBE)
+DIFFERENCE_MORE: Kinds = {
+    **dict.fromkeys(("test", "unit"), (str,)),
+    **dict.fromkeys(("n", "kept_right", "kept_wrong"), NUMBER),
+    **dict.fromkeys(("gained", "lost"), (list,)),
+}
 
 
 class Run:
@@ -49,8 +89,16 @@ class Run:
         """Versions, machine, model identity, seed, and the stages with keys, status, counts and costs."""
         path = self.path / "manifest.json"
         found = read_json(path)
-        stages = found.get("stages") if isinstance(found, dict) else None
-        return _expect(isinstance(stages, list) and "status" in found and all(map(_is_stage, stages)), found, path)
+        _check(found, path, "", MANIFEST, MANIFEST_MORE)
+        for number, stage in enumerate(found["stages"]):
+            at = f"stages[{number}]"
+            _check(stage, path, at, STAGE, STAGE_MORE)
+            for sums in ("cost", "counts"):
+                values = stage.get(sums) or {}
+                _check(values, path, f"{at}.{sums}", {}, dict.fromkeys(values, NUMBER))
+            if "/" in stage["folder"]:
+                raise _wrong(path, f"{at}.folder", "a name")
+        return dict(found)
 
     def stages(self, *kinds: str) -> list[StageFolder]:
         """Return the stage folders of these kinds (all without kinds), in run order."""
@@ -88,7 +136,7 @@ class Run:
         """Return the training curve, one row a step, all tune stages one after the other."""
         rows = []
         for stage in self.stages("tune"):
-            rows += _lines(stage.path / "curve.jsonl")
+            rows += _lines(stage.path / "curve.jsonl", {"step": NUMBER})
         return rows
 
     @property
@@ -96,7 +144,16 @@ class Run:
         """Before and after with intervals and paired differences: `{"rows": [...]}`, empty before evaluation."""
         path = self.path / "metrics.json"
         found = read_json(path) if path.exists() else {"rows": []}
-        return _expect(isinstance(found, dict) and isinstance(found.get("rows"), list), found, path)
+        _check(found, path, "", {"rows": (list,)})
+        for number, row in enumerate(found["rows"]):
+            at = f"rows[{number}]"
+            _check(row, path, at, METRIC, METRIC_MORE)
+            for side in ("before", "after"):
+                if side == "before" or row.get(side):
+                    _check(row[side], path, f"{at}.{side}", SIDE, SIDE_MORE)
+            if row.get("difference"):
+                _check(row["difference"], path, f"{at}.difference", DIFFERENCE, DIFFERENCE_MORE)
+        return dict(found)
 
     @property
     def model(self) -> Path | None:
@@ -115,7 +172,8 @@ class Run:
         """Return what was left out: record, reason and stage."""
         rows = []
         for stage in self.stages():
-            rows += [{**row, "stage": stage.path.name} for row in _lines(stage.path / "rejected.jsonl")]
+            found = _lines(stage.path / "rejected.jsonl", {"record": (str,), "reason": (str,)})
+            rows += [{**row, "stage": stage.path.name} for row in found]
         return rows
 
     def __repr__(self) -> str:
@@ -129,21 +187,37 @@ def _expect(holds: bool, found: Any, path: Path) -> Any:
     return found
 
 
-def _is_stage(entry: Any) -> bool:
-    texts = ("folder", "kind", "key", "status")
-    return isinstance(entry, dict) and all(isinstance(entry.get(t), str) for t in texts) and "/" not in entry["folder"]
+def _wrong(path: Path, at: str, wanted: str) -> StoreError:
+    return StoreError(f"{at} is not {wanted}", where=str(path), hint=AGAIN)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _check(entry: Any, path: Path, at: str, required: Kinds, optional: Kinds | None = None) -> None:
+    """Raise StoreError that names the file and the field unless its fields are of these kinds; optional ones may be null."""
+    if not isinstance(entry, dict):
+        raise _wrong(path, at or "what it holds", WORDS[dict])
+    for name, kinds in {**(optional or {}), **required}.items():
+        field, value = f"{at}.{name}" if at else name, entry.get(name)
+        if name in required and name not in entry:
+            raise StoreError(f"{field} is missing", where=str(path), hint=AGAIN)
+        if value is None and name not in required:
+            continue
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if not fits or (isinstance(value, int | float) and not abs(value) <= 1e300):
+            raise _wrong(path, field, " or ".join(dict.fromkeys(WORDS[kind] for kind in kinds)))
+
+
+def _lines(path: Path, required: Kinds) -> list[dict[str, Any]]:
     """Return the whole lines of a file of JSON lines; none where it is not there. Raises StoreError for a wrong one."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="\n") as lines:
         try:
             rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"is not JSON lines: {error}", where=str(path), hint=AGAIN) from error
-    return _expect(all(isinstance(row, dict) for row in rows), rows, path)
+    for number, row in enumerate(rows, 1):
+        _check(row, path, f"line {number}", required)
+    return rows
 
 
 def find(name: str, runs_dir: Path) -> Run:

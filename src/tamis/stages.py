@@ -3,11 +3,13 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
 from tamis import files, hashing, registry
+from tamis.asking.ask import silence, unanswered
 from tamis.context import Context, Judge
 from tamis.errors import ConfigError, DataError, ModelError
 from tamis.metrics import Draw, View
@@ -18,6 +20,7 @@ from tamis.store import StageFolder, Unit
 
 ROWS_PER_UNIT = 256
 RECORDS_PER_UNIT = 4096
+NO_ROOM = "the prompt leaves no room in the context"
 Log = Callable[..., None]
 
 
@@ -110,6 +113,7 @@ def sample(folder: StageFolder, sampler: Any, prompts: Sequence[Prompt], ctx: Co
     if hasattr(sampler, "gather"):
         if hasattr(sampler, "probe"):
             _draw(folder, "probe", sampler.probe, sampler, prompts, ctx, log)
+            _check_drawn(folder, ["probe"], log)
         probes = folder.read(Completion, "probe")
         verdicts = ctx.judge({p.id: p for p in prompts}, probes) if ctx.judge and probes else []
         ctx.shared = {**sampler.gather(prompts, probes, verdicts), "probes": probes}
@@ -117,11 +121,15 @@ def sample(folder: StageFolder, sampler: Any, prompts: Sequence[Prompt], ctx: Co
             ctx.counts.clear()
             ctx.dropped.clear()
     _draw(folder, "sample", sampler.sample, sampler, prompts, ctx, log)
+    _check_drawn(folder, ("probe", "sample"), log)
+    _check_asked(folder, ("probe", "sample"), log)
     ends = folder.tables(Completion, columns=["finish_reason"])
     reasons = Counter(reason for table in ends for reason in table["finish_reason"].to_pylist())
     if reasons and reasons["error"] == reasons.total():
-        raise ModelError("every completion failed", hint="See rejected.jsonl and log.jsonl in the stage's folder.")
-    return {"notes": {"finish_reasons": {reason: n for reason, n in reasons.items() if n}}}
+        hint = "Shorten the prompts, or take a model with a longer context."
+        raise ModelError(f"every completion failed: {NO_ROOM}", where=folder.path.name, hint=hint)
+    notes = {"finish_reasons": {reason: n for reason, n in reasons.items() if n}}
+    return {"notes": {**notes, **ctx.shared.get("notes", {})}}
 
 
 def _draw(
@@ -135,10 +143,11 @@ def _draw(
             continue
         started = time.monotonic()
         found: list[Completion] = []
-        for completion in draw(part, ctx):
-            new = not found or completion.prompt_id != found[-1].prompt_id
-            found.append(completion)
-            meter.add(int(new), completion.cost.sampled_tokens)
+        with _without_silent_tail(folder, group):
+            for completion in draw(part, ctx):
+                new = not found or completion.prompt_id != found[-1].prompt_id
+                found.append(completion)
+                meter.add(int(new), completion.cost.sampled_tokens)
         unit = Unit({"completions": found}, total_cost(found), ctx.counts.copy(), ctx.dropped.copy())
         unit.counts["completions"] += len(found)
         unit.dropped += _failures(found, ctx.model)
@@ -151,10 +160,67 @@ def _failures(completions: Sequence[Completion], model: Any) -> list[dict[str, A
     """Return the completions that failed, with the reason where the model (an endpoint) kept one."""
     reasons = getattr(model, "errors", {})
     return [
-        {"record": c.id, "prompt": c.prompt_id, "reason": reasons.get(c.id, "the prompt leaves no room in the context")}
+        {"record": c.id, "prompt": c.prompt_id, "reason": reasons.get(c.id, NO_ROOM)}
         for c in completions
         if c.finish_reason == "error"
     ]
+
+
+def _check_drawn(folder: StageFolder, groups: Sequence[str], log: Log) -> None:
+    """Raise ModelError where every completion of these groups of units failed for want of a server's answer.
+
+    The groups are taken out of the folder first, so that the same command asks again.
+    """
+    tables = (t for group in groups for t in folder.tables(Completion, group, columns=["finish_reason"]))
+    ends = Counter(reason for table in tables for reason in table["finish_reason"].to_pylist())
+    if not ends or ends["error"] < ends.total():
+        return
+    if reasons := _reasons(unit for group in groups for unit in folder.units(group)):
+        _take_out(folder, groups, reasons, log)
+        raise unanswered("completion", reasons, folder.path.name)
+
+
+def _check_asked(folder: StageFolder, groups: Sequence[str], log: Log) -> None:
+    """Raise ModelError where a server answered none of the questions that these groups of units asked.
+
+    The groups are taken out of the folder first, so that the same command asks again.
+    """
+    counts, dropped = Counter[str](), []
+    for unit in (unit for group in groups for unit in folder.units(group)):
+        counts.update(unit["counts"])
+        dropped += unit["dropped"]
+    if reasons := silence(counts, dropped):
+        _take_out(folder, groups, reasons, log)
+        raise unanswered("question to the model", reasons, folder.path.name)
+
+
+def _reasons(units: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Return a server's reasons for the completions that failed, counted."""
+    rows = (row for unit in units for row in unit["dropped"] if "prompt" in row)
+    return Counter(row["reason"] for row in rows if row["reason"] != NO_ROOM)
+
+
+def _take_out(folder: StageFolder, groups: Sequence[str], reasons: Counter[str], log: Log) -> None:
+    for reason, n in reasons.most_common(5):
+        log("note", stage=folder.path.name, text=f"{n} requests failed: {reason}")
+    for group in groups:
+        for index in reversed(range(len(folder.units(group)))):
+            files.remove(folder.unit_path(group, index))
+
+
+@contextmanager
+def _without_silent_tail(folder: StageFolder, group: str) -> Iterator[None]:
+    """Where the server is given up, take out the units right before in which it had answered nothing already."""
+    try:
+        yield
+    except ModelError:
+        for index, unit in reversed(list(enumerate(folder.units(group)))):
+            completions = unit["counts"].get("completions", 0)
+            drawn = completions and _reasons([unit]).total() >= completions
+            if not drawn and not silence(unit["counts"], unit["dropped"]):
+                break
+            files.remove(folder.unit_path(group, index))
+        raise
 
 
 def judging(judge: Any, ctx: Context) -> Judge:
@@ -190,13 +256,15 @@ def judge(
             meter.add(len(part), skipped=True)
             continue
         started = time.monotonic()
-        found = list(judge.judge(prompts, part, ctx))
+        with _without_silent_tail(folder, group):
+            found = list(judge.judge(prompts, part, ctx))
         unit = Unit({"verdicts": found}, total_cost(found), ctx.counts.copy(), ctx.dropped.copy())
         unit.counts.update(v.label or "scored" for v in found)
         ctx.counts.clear()
         ctx.dropped.clear()
         folder.write_unit(group, index, unit, time.monotonic() - started)
         meter.add(len(part), accepted=sum(v.score is not None and v.score >= 0.5 for v in found))
+    _check_asked(folder, [group], log)
 
 
 def _whole_prompts(completions: Sequence[Completion], size: int) -> Iterator[list[Completion]]:
@@ -218,6 +286,8 @@ def select(folder: StageFolder, selector: Any, pool: Pool, ctx: Context, log: Lo
     if ctx.compare is not None:
         ctx.compare = _kept(ctx.compare, verdicts)
     selection = selector.select(pool, ctx)
+    if reasons := silence(ctx.counts, ctx.dropped):
+        raise unanswered("question to the model", reasons, folder.path.name)
     indices = [int(i) for i in selection.indices]
     weights = [] if selection.weights is None else [float(w) for w in selection.weights]
     chosen = {"completion_ids": [pool.completions[i].id for i in indices], "weights": weights}
@@ -254,6 +324,7 @@ def compose(folder: StageFolder, composer: Any, pool: Pool, ctx: Context, log: L
         started, total = time.monotonic(), total + len(part)
     if ctx.counts or ctx.dropped or not total:
         folder.write_unit("compose-rest", 0, Unit({"examples": []}, Cost(), ctx.counts, ctx.dropped), 0.0)
+    _check_asked(folder, ("compose", "compose-rest"), log)
     if not total:
         reasons = ", ".join(f"{n} {what}" for what, n in ctx.counts.items())
         raise DataError(
@@ -338,6 +409,7 @@ def measure(
     pools: dict[Draw, Pool] = {}
     for number, draw in enumerate(dict.fromkeys(d for e in evaluators for d in e.draws())):
         _draw(folder, f"draw{number}", _drawing(draw), draw, heldout, ctx, log)
+        _check_drawn(folder, [f"draw{number}"], log)
         drawn = folder.read(Completion, f"draw{number}")
         judge(folder, judging_with, by_id, drawn, judge_ctx, log, group=f"draw{number}j")
         pools[draw] = Pool(by_id, drawn, folder.read(Verdict, f"draw{number}j"))
@@ -347,6 +419,8 @@ def measure(
         own = asking.get(name, Context(seed=ctx.seed))
         for m in evaluator.measure(View(list(heldout), pools, ctx.model, own)):
             rows.append({"evaluator": name, **asdict(m), "per_item": dict(m.per_item), "notes": dict(m.notes)})
+        if reasons := silence(own.counts, own.dropped):
+            raise unanswered("question to the model", reasons, folder.path.name)
         if own.counts or own.dropped:
             unit = Unit({}, Cost(), own.counts, own.dropped)
             folder.write_unit(f"measure{number}", 0, unit, time.monotonic() - started)
@@ -363,22 +437,21 @@ def _drawing(draw: Draw) -> Callable[[Sequence[Prompt], Context], Iterator[Compl
 
 
 def compare(metrics: Mapping[str, list[dict[str, Any]]], seed: int) -> list[dict[str, Any]]:
-    """Return one row per metric: before, after and the paired difference."""
+    """Return one row per metric: before and after, either may lack it; the paired difference where it has values by prompt."""
     from tamis.evaluators import stats
 
-    after = {(m["evaluator"], m["name"]): m for m in metrics.get("after", [])}
+    sides = {side: {(m["evaluator"], m["name"]): m for m in found} for side, found in metrics.items()}
     rows = []
-    for before in metrics["before"]:
-        row: dict[str, Any] = {k: before[k] for k in ("evaluator", "name", "unit", "higher_is_better")}
-        row["before"] = _side(before)
-        other = after.get((before["evaluator"], before["name"]))
-        if other:
-            row["after"] = _side(other)
-            rng = hashing.rng(seed, "paired", before["evaluator"], before["name"])
-            difference = stats.paired(
-                before["per_item"], other["per_item"], rng, higher_is_better=before["higher_is_better"]
-            )
-            row["difference"] = {**asdict(difference), "unit": before["item_unit"]}
+    for at in dict.fromkeys(at for found in sides.values() for at in found):
+        here = {side: found[at] for side, found in sides.items() if at in found}
+        any_side = next(iter(here.values()))
+        row: dict[str, Any] = {k: any_side[k] for k in ("evaluator", "name", "unit", "higher_is_better")}
+        row |= {side: _side(metric) for side, metric in here.items()}
+        if {"before", "after"} <= here.keys() and any_side["per_item"]:
+            rng = hashing.rng(seed, "paired", *at)
+            before, after = (here[side]["per_item"] for side in ("before", "after"))
+            difference = stats.paired(before, after, rng, higher_is_better=any_side["higher_is_better"])
+            row["difference"] = {**asdict(difference), "unit": any_side["item_unit"]}
         rows.append(row)
     return rows
 

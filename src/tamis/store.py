@@ -80,7 +80,7 @@ class StageFolder:
 
     def _unit_faults(self, unit: Path) -> list[Path]:
         ledger = unsealed(unit)
-        if ledger is None:
+        if ledger is None or not _is_of(ledger, unit):
             return [unit]
         shards = [self.path / name for name, sha in ledger["files"].items() if not _has(self.path / name, sha)]
         return [unit, *shards] if shards else []
@@ -126,6 +126,7 @@ class StageFolder:
             files[name] = hashlib.sha256(shard).hexdigest()
         (self.path / "units").mkdir(exist_ok=True)
         ledger = {
+            "unit": self.unit_path(group, index).stem,
             "files": files,
             "cost": asdict(unit.cost),
             "counts": dict(unit.counts),
@@ -151,7 +152,11 @@ class StageFolder:
             if index != seen[name]:
                 raise StoreError("is missing", where=str(self.unit_path(name, seen[name])), hint=AGAIN)
             seen[name] += 1
-        return [_intact(path) for _, _, path in found]
+        ledgers = [_intact(path) for _, _, path in found]
+        for ledger, (_, _, path) in zip(ledgers, found, strict=True):
+            if not _is_of(ledger, path):
+                raise StoreError("is the ledger of another unit", where=str(path), hint=AGAIN)
+        return ledgers
 
     def read(self, kind: type[R], group: str | None = None) -> list[R]:
         """Return the finished units' records of one kind, of one group of units if given, in unit order.
@@ -249,6 +254,12 @@ def _intact(path: Path) -> dict[str, Any]:
     if found is None:
         raise StoreError("is missing or not as it was written", where=str(path), hint=AGAIN)
     return found
+
+
+def _is_of(ledger: Mapping[str, Any], unit: Path) -> bool:
+    """Whether a ledger is that of the unit whose JSON it is in (older ones tell by shards only): no unit counts twice."""
+    named = [ledger.get("unit", unit.stem), *(Path(name).stem for name in ledger["files"])]
+    return all(name == unit.stem for name in named)
 
 
 def _has(path: Path, sha: str) -> bool:

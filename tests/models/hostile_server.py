@@ -38,7 +38,8 @@ class Server:
     """A chat server; `answer(request, how many times the same was asked)` decides each answer.
 
     `requests` and `keys` are what came, `heads` the target and the headers of each request, `answered` how often each whole
-    chat completion (by its `echo`) was sent. With `tls` it is spoken to over TLS alone.
+    chat completion (by its `echo`) was sent. `models` is what GET
+    /models gives (JSON, a whole `Reply`, or a function that gives one). With `tls` it is spoken to over TLS alone.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -128,7 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
         return parsed
 
     def do_GET(self) -> None:
-        self.send(reply(self.home.models))
+        models = self.home.models() if callable(self.home.models) else self.home.models
+        self.send(models if isinstance(models, tuple) else reply(models))
 
     def do_POST(self) -> None:
         home = self.home

@@ -154,6 +154,14 @@ def test_a_server_without_alternatives_is_named(server: Server, answer: Any) -> 
         model_of(server).label_logprobs(prompts(3), ["A", "B"])
 
 
+def test_a_refusal_of_another_kind_is_not_taken_for_missing_alternatives(server: Server) -> None:
+    server.answer = lambda request, tries: refusal(400, "the prompt is too long")
+    model = model_of(server)
+    assert not model.label_logprobs(prompts(3), ["A", "B"]).seen.any()
+    assert all("the prompt is too long" in reason for reason in model.errors.values())
+    assert len(model.errors) == 3
+
+
 @pytest.mark.parametrize("labels", [["A", "AB"], ["A", "A"], ["", "A"], [" A", "B"]])
 def test_labels_must_be_told_apart(server: Server, labels: list[str]) -> None:
     with pytest.raises(ModelError, match="the label"):
@@ -178,3 +186,94 @@ def test_any_list_of_models_gives_an_identity(server: Server, models: Any) -> No
     server.models = models
     assert len(endpoint_identity(server.base, "m")) == 32
     assert identity._reported(identity.Response(200, {}, reply(models)[2]), "m").keys() <= set(identity.REPORTED)
+
+
+SENT = {"model": "m", "messages": [], "seed": 5, "logprobs": True, "top_logprobs": 0, "top_k": 3, "response_format": {}}
+ECHOES = {
+    "beside the message": {"error": {"message": "the prompt is too long"}, "request": SENT},
+    "in the message": {"error": {"message": f"invalid request: {SENT}, the prompt is not supported"}},
+    "as text": {"detail": f"bad request, not supported: {SENT}"},
+    "pydantic": {"detail": [{"type": "too_long", "loc": ["body", "messages"], "msg": "too long", "input": SENT}]},
+    "another field": {"error": {"message": "Unknown field: foo. Known are model, seed, logprobs, top_logprobs, top_k"}},
+}
+
+
+@pytest.mark.parametrize("how", ECHOES)
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_refusal_that_repeats_the_request_teaches_nothing(server: Server, how: str, status: int) -> None:
+    server.answer = lambda request, tries: reply(ECHOES[how], status) if "q1|" in echo(request) else chat("x")
+    model = model_of(server)
+    found = model.generate(prompts(4), Law(top_k=3), candidates=[(0,)] * 4, seed=0, schema=SCHEMA)
+    assert [c.finish_reason for c in found] == ["stop", "error", "stop", "stop"]
+    assert model.unsupported == ()
+    assert all({"seed", "logprobs", "top_logprobs", "response_format"} <= r.keys() for r in server.requests)
+    assert all(r["response_format"]["type"] == "json_schema" for r in server.requests)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]},
+        {"error": {"message": "Unsupported value", "param": "seed", "code": "unsupported_parameter"}},
+        {"error": "seed is not supported by this model"},
+        {"object": "error", "message": "[{'type': 'extra_forbidden', 'loc': ('body', 'seed'), 'input': 5}]"},
+    ],
+)
+def test_a_field_that_is_refused_by_name_is_left_out_and_told_once(server: Server, caplog: Any, said: Any) -> None:
+    server.answer = lambda request, tries: reply(said, 400) if "seed" in request else chat("x")
+    model = model_of(server)
+    assert [c.text for c in model.generate(prompts(5), Law(), candidates=[(0,)] * 5, seed=0)] == ["x"] * 5
+    assert model.unsupported == ("seed",)
+    assert [r.getMessage() for r in caplog.records if "'seed'" in r.getMessage() and "left out" in r.getMessage()][
+        1:
+    ] == []
+    assert "does not take 'seed'" in caplog.text
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "FIRST_WAIT", 0.005)
+    monkeypatch.setattr(identity, "PATIENCE", 0.2)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("status", [401, 403, 408, 429, 500, 503])
+def test_an_identity_that_cannot_be_learnt_is_an_error_and_one_that_is_known_stays(server: Server, status: int) -> None:
+    good, server.models = server.models, refusal(status, "not now")
+    with pytest.raises(ModelError, match=f"/models gives HTTP {status}: not now"):
+        endpoint_identity(server.base, "m")
+    assert len([1 for path, _ in server.heads if path.endswith("/models")]) == (1 if status in (401, 403) else 4)
+    server.models = good
+    first = endpoint_identity(server.base, "m")
+    server.models = refusal(status, "not now")
+    assert endpoint_identity(server.base, "m") == first
+
+
+@pytest.mark.usefixtures("quick")
+def test_one_failure_of_the_list_of_models_is_passed_over(server: Server) -> None:
+    good = server.models
+    first = endpoint_identity(server.base, "m")
+    (identity.cache_root() / "endpoints" / identity.digest(server.base, "m")).unlink()
+    server.models = iter([refusal(500, "oops"), reply(good)]).__next__
+    assert endpoint_identity(server.base, "m") == first
+
+
+@pytest.mark.parametrize("none", [refusal(404, "x"), refusal(405, "x"), refusal(501, "x"), reply(b"<html>")])
+def test_a_server_without_a_list_is_known_by_url_and_name(server: Server, none: Any) -> None:
+    server.models = none
+    assert endpoint_identity(server.base, "m") == identity.digest("endpoint", server.base, "m", {})
+
+
+def test_what_does_not_name_the_weights_changes_no_identity(server: Server) -> None:
+    row = {"id": "m", "root": "weights", "owned_by": "a", "max_model_len": 1024, "meta": None, "created": 1}
+    server.models = {"data": [row]}
+    first = endpoint_identity(server.base, "m")
+    server.models = {"data": [{**row, "owned_by": "b", "max_model_len": 2048, "meta": {"n_ctx": 9}, "created": 2}]}
+    assert endpoint_identity(server.base, "m") == first
+    server.models = {"data": [{**row, "root": "others"}]}
+    assert endpoint_identity(server.base, "m") != first
+
+
+def test_half_a_character_in_the_list_of_models(server: Server) -> None:
+    server.models = {"data": [{"id": "m", "root": "a\ud800b"}]}
+    assert len(endpoint_identity(server.base, "m")) == 32

@@ -169,3 +169,16 @@ def test_a_run_that_ends_by_an_error_shows_no_key(server: Server, tmp_path: Path
         run(recipe, runs_dir=tmp_path)
     assert KEY not in shown(caught.value)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+
+
+@pytest.mark.parametrize("key", ["1", "EMPTY"])
+def test_a_short_key_changes_no_answer(server: Server, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """Yet it is taken out of what the server says of a failure."""
+    monkeypatch.setenv("TAMIS_API_KEY", key)
+    text = f"The answer is {key} #{key}"
+    server.answer = lambda request, tries: chat(text)
+    _, found = ask(server)
+    assert [c.text for c in found] == [text] * 3
+    server.answer = lambda request, tries: refusal(400, f"your key is <{key}>")
+    said, _ = ask(server)
+    assert "your key is <[key]>" in said

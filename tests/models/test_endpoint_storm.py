@@ -367,3 +367,66 @@ def test_a_listener_that_never_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
         model.base = model._traffic.base = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
         (found,) = ask(model, prompts(1))
     assert "no answer within 0.1 s" in model.errors[found.id]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_one_long_retry_after_among_answers_ends_the_call(server: Server, status: int) -> None:
+    server.answer = lambda request, tries: (
+        refusal(status, "tomorrow", Retry_After="86400") if "q9|" in echo(request) else chat(echo(request))
+    )
+    model = model_of(server, concurrency=4)
+    with pytest.raises(ModelError, match=r"asks to wait 86,400 s[\s\S]*run the same command"):
+        ask(model, prompts(40))
+    server.answer = lambda request, tries: chat(echo(request))
+    assert len(ask(model, prompts(5, "later"))) == 5
+
+
+@pytest.mark.parametrize("status", [500, 408, 409, 425])
+@pytest.mark.parametrize("wait", ["86400", "0.3"])
+def test_waits_that_other_setbacks_ask_for_stay_within_patience(server: Server, status: int, wait: str) -> None:
+    server.answer = lambda request, tries: (
+        refusal(status, "not now", Retry_After=wait) if "q1|" in echo(request) else chat(echo(request))
+    )
+    model = model_of(server, patience=0.5, retries=50)
+    found = ask(model, prompts(3))
+    assert [c.finish_reason for c in found] == ["stop", "error", "stop"]
+    assert "it asks to wait" in model.errors[found[1].id]
+    assert len(server.requests) <= 4
+
+
+def test_a_server_that_takes_requests_and_never_answers_is_given_up(server: Server) -> None:
+    server.answer = lambda request, tries: hang
+    model = model_of(server, timeout=0.1, retries=1000, patience=0.5)
+    with pytest.raises(ModelError, match=r"no answer for 0.5 s; the last: no answer within[\s\S]*run the same command"):
+        ask(model, prompts(60))
+    assert len(server.requests) < 100
+
+
+def test_one_prompt_that_hangs_on_a_single_connection_fails_alone(server: Server) -> None:
+    server.answer = lambda request, tries: hang if "q0|" in echo(request) else chat(echo(request))
+    model = model_of(server, timeout=0.1, retries=1000, patience=0.3, concurrency=1)
+    assert [c.finish_reason for c in ask(model, prompts(3))] == ["error", "stop", "stop"]
+
+
+@pytest.mark.parametrize("page", [reply(b"<html>welcome</html>", Content_Type="text/html"), reply(b"", 204)])
+def test_a_page_instead_of_an_answer_points_to_the_url(server: Server, page: tuple) -> None:
+    server.answer = lambda request, tries: page
+    model = model_of(server, retries=0)
+    (found,) = ask(model, prompts(1))
+    assert "check the URL: it usually ends in /v1" in model.errors[found.id]
+    with pytest.raises(ModelError, match="Check the URL"):
+        ask(model, prompts(30))
+
+
+@pytest.mark.parametrize("usage", ["many", 7, [1], {"prompt_tokens": {}}, True])
+def test_nonsense_usage_fails_no_answer(server: Server, usage: object) -> None:
+    choice = {"message": {"content": "fine"}, "finish_reason": "stop"}
+    server.answer = lambda request, tries: reply({"choices": [choice], "usage": usage})
+    (found,) = ask(model_of(server), prompts(1))
+    assert (found.text, found.cost.prompt_tokens, len(server.requests)) == ("fine", 0, 1)
+
+
+def test_parts_of_text_are_joined(server: Server) -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    server.answer = lambda request, tries: chat(parts)
+    assert ask(model_of(server), prompts(1))[0].text == "one two"

@@ -302,3 +302,17 @@ def test_load_gives_the_engine_for_the_kind(model: Path) -> None:
     assert isinstance(load("http://127.0.0.1:9/v1#m", concurrency=2), Endpoint)
     edit_json(model / "config.json", architectures=["BertModel"])
     assert isinstance(load(str(model)), MiniLM)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h\tx/v1#m", "http://h\nx/v1#m", "http://h x/v1#m", "http://h/v1#m\x00", "http://h:65536/v1#m"]
+)
+def test_urls_with_control_characters_spaces_or_odd_ports_are_refused(url: str) -> None:
+    for find in (resolve, capabilities):
+        with pytest.raises(ModelError, match="not the address of a server"):
+            find(url)
+
+
+def test_a_urls_scheme_may_be_in_capitals() -> None:
+    assert resolve("HTTP://127.0.0.1:9/v1#m") == resolve("http://127.0.0.1:9/v1#m")
+    assert capabilities("HTTPS://host/v1#m") == ("text",)

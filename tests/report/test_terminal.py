@@ -48,6 +48,11 @@ def test_examples_show_weight_sources_and_end():
     assert trained_summary([sft, pair]) in out
 
 
+def test_of_many_sources_the_first_are_shown():
+    many = Example("sft", "p", target("x"), sources=tuple(f"row-{k}" for k in range(10)))
+    assert "sources row-0 row-1 row-2 row-3 and 6 more" in printed(show_examples, [many], chat("chatml"))
+
+
 def test_at_most_n_are_shown_and_none_is_said():
     examples = [Example("sft", "p", target(f"answer {k}")) for k in range(3)]
     out = printed(show_examples, examples, chat("chatml"), n=2)

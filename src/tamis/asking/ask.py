@@ -1,6 +1,7 @@
 """Ask a model: in batches, again where an answer cannot be read, never what is known already."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -9,6 +10,7 @@ import numpy as np
 
 from tamis.asking.reading import read_label
 from tamis.context import Context
+from tamis.errors import ModelError
 from tamis.hashing import derive_seed, digest
 from tamis.models.base import LabelModel, StructuredModel
 from tamis.records import Cost, Law, Message, Prompt, total_cost
@@ -21,6 +23,8 @@ KEPT_AT_ONCE = 64
 """Replies that are written together: what a kill can lose."""
 RETRY_TEMPERATURE = 0.7
 """Least temperature of a retry: a greedy answer asked for again would be the same."""
+ASKED, NO_REPLY = "questions asked", "answers without a value: no_reply"
+_FAILED = "no reply: "
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ def ask(
     An answer that cannot be read is asked for up to `retries` more times, sampled at a temperature of at least 0.7. Sample j
     of a question depends on the seed, the question and j alone, so neither order nor batch matters. Replies that
     `ctx.replies` knows are not asked for; what they had cost still stands in the answer. Counts "questions asked" and, by
-    reason, answers without a value.
+    reason, answers without a value; a question that a server failed to answer is dropped with the server's reason, and its
+    reply is not kept.
     """
     open_answers: dict[tuple[int, int], Answer[T] | None] = {
         (number, j): None for number in range(len(questions)) for j in range(samples)
@@ -87,7 +92,7 @@ def ask(
             open_answers[at] = _answer(questions[at[0]], reply, open_answers[at])
     answers = [[_given(open_answers[number, j]) for j in range(samples)] for number in range(len(questions))]
     for answer in (a for row in answers for a in row):
-        ctx.count("questions asked", answer.tries)
+        ctx.count(ASKED, answer.tries)
         if answer.fault:
             ctx.count(f"answers without a value: {answer.fault}")
     return answers
@@ -115,15 +120,49 @@ def _replies(ctx: Context, wanted: Sequence[tuple[Question[Any], int]], law: Law
         digest("reply", ctx.model.identity, prompt.id, law, seed, j, question.schema)
         for prompt, (question, j) in zip(prompts, wanted, strict=True)
     ]
-    known = ctx.replies.get(keys)
+    known = {key: reply for key, reply in ctx.replies.get(keys).items() if _whole(reply)}
     missing = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
     for schema, indices in _by_schema(wanted, sorted(missing.values())):
         fresh = _generate(ctx, [prompts[i] for i in indices], [wanted[i][1] for i in indices], law, seed, schema)
         answered = zip(indices, fresh, strict=True)
         while part := {keys[i]: reply for i, reply in islice(answered, KEPT_AT_ONCE)}:
+            _drop(ctx, ((reply["prompt"], reply["reason"]) for reply in part.values() if "reason" in reply))
             ctx.replies.put({key: reply for key, reply in part.items() if reply["finish"] != "error"})
             known |= part
     return [known[key] for key in keys]
+
+
+def _whole(reply: Any) -> bool:
+    """Whether a kept reply is as `_generate` makes them; any other is asked for again."""
+    return (
+        isinstance(reply, dict)
+        and isinstance(reply.get("text"), str)
+        and isinstance(reply.get("finish"), str)
+        and reply["finish"] != "error"
+        and all(type(reply.get(name)) is int for name in ("prompt_tokens", "sampled_tokens"))
+    )
+
+
+def _drop(ctx: Context, failures: Iterable[tuple[str, str]]) -> None:
+    """Write failed questions aside. They are counted with the answers without a value."""
+    ctx.dropped += [{"record": prompt, "reason": _FAILED + reason} for prompt, reason in failures]
+
+
+def silence(counts: Mapping[str, int], dropped: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Return a server's reasons, counted, where it answered none of the questions in `counts`; else nothing."""
+    reasons = Counter(str(row["reason"]) for row in dropped if str(row["reason"]).startswith(_FAILED))
+    none = counts.get(ASKED, 0) <= counts.get(NO_REPLY, 0)
+    return Counter({r.removeprefix(_FAILED): n for r, n in reasons.items()}) if none else Counter()
+
+
+def unanswered(what: str, reasons: Counter[str], where: str) -> ModelError:
+    """Return the error for a server that failed every one of the requests named `what`."""
+    reason, n = reasons.most_common(1)[0]
+    return ModelError(
+        f"every {what} failed; the server's answer to {n} of {reasons.total()}: {reason}",
+        where=where,
+        hint="When the server answers again, run the same command: what failed is asked again, nothing else is.",
+    )
 
 
 def _by_schema(
@@ -142,6 +181,7 @@ def _generate(
     model = ctx.model
     extra = {"schema": schema} if schema is not None and isinstance(model, StructuredModel) and model.structured else {}
     candidates = [[j] for j in samples]
+    errors: Mapping[str, str] = getattr(model, "errors", {})
     made = model.generate(prompts, law, candidates=candidates, seed=seed, sampler="ask", **extra)
     for c in made:
         yield {
@@ -149,6 +189,9 @@ def _generate(
             "finish": c.finish_reason,
             "prompt_tokens": c.cost.prompt_tokens,
             "sampled_tokens": c.cost.sampled_tokens,
+            **(
+                {"prompt": c.prompt_id, "reason": errors[c.id]} if c.finish_reason == "error" and c.id in errors else {}
+            ),
         }
 
 
@@ -168,7 +211,11 @@ def label_probabilities(
     answers under `law` that name a label. A row is NaN where no answer names one.
     """
     if isinstance(ctx.model, LabelModel) and len(questions):
-        given = ctx.model.label_logprobs([Prompt(m) for m in questions], labels).logprobs.astype(np.float64)
+        prompts = [Prompt(m) for m in questions]
+        given = ctx.model.label_logprobs(prompts, labels).logprobs.astype(np.float64)
+        _count_failures(
+            ctx, [p.id for p, row in zip(prompts, given, strict=True) if not np.isfinite(row).any()], len(given)
+        )
         with np.errstate(invalid="ignore"):
             weights = np.exp(given - given.max(axis=1, keepdims=True))
             return weights / weights.sum(axis=1, keepdims=True), [Cost(judge_calls=1)] * len(questions)
@@ -178,3 +225,13 @@ def label_probabilities(
     votes = np.array(counts, dtype=np.float64).reshape(len(questions), len(labels))
     with np.errstate(invalid="ignore"):
         return votes / votes.sum(axis=1, keepdims=True), list(map(total_cost, answers))
+
+
+def _count_failures(ctx: Context, silent: Sequence[str], asked: int) -> None:
+    """Count and drop the prompts of which a server gave a reason for its silence; nothing where there is none."""
+    reasons: Mapping[str, str] = getattr(ctx.model, "errors", {})
+    failures = [(prompt, reasons[prompt]) for prompt in silent if prompt in reasons]
+    if failures:
+        ctx.count(ASKED, asked)
+        ctx.count(NO_REPLY, len(failures))
+        _drop(ctx, failures)

@@ -7,11 +7,12 @@ score is its verdict on the pair.
 import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tamis.asking.ask import RETRY_TEMPERATURE
+from tamis.asking.ask import RETRY_TEMPERATURE, silence, unanswered
 from tamis.context import Context
 from tamis.errors import ConfigError
 from tamis.hashing import derive_seed, digest
@@ -84,9 +85,15 @@ class Asker:
         )
         self.model: Any = None
         self.wanted = self.known = 0
+        self.counts: Counter[str] = Counter()
+        self.dropped: list[dict[str, Any]] = []
 
     def sit(self, data: KnownAnswers, *, seed: int, repeats: int) -> Sitting:
-        """Return all verdicts on the data. Raises ConfigError for a pairwise judge of single answers."""
+        """Return all verdicts on the data.
+
+        Raises ConfigError for a pairwise judge of single answers, ModelError where a server answers nothing and no verdict
+        is kept from before.
+        """
         started = time.monotonic()
         pairwise = is_pairwise(self.judge)
         if data.items and pairwise:
@@ -108,12 +115,14 @@ class Asker:
             ],
             getattr(warmer, "temperature", None) if repeats else None,
         )
+        if not self.known and (reasons := silence(self.counts, self.dropped)):
+            raise unanswered("question to the model", reasons, judge_name(self.judge))
         found.wanted, found.known, found.seconds = self.wanted, self.known, time.monotonic() - started
         return found
 
     def _verdicts(self, judge: Any, ask: Ask, units: Sequence[Any], seed: int, what: str) -> list[Verdict]:
         keys = [self._key(judge, unit, seed) for unit in units]
-        kept = self.replies.get(k for k in keys if k)
+        kept = {key: row for key, row in self.replies.get(k for k in keys if k).items() if _whole(row)}
         self.wanted += len(units)
         self.known += sum(k in kept for k in keys)
         found = {i: _restored(kept[key], units[i]) for i, key in enumerate(keys) if key in kept}
@@ -137,7 +146,7 @@ class Asker:
     def _context(self, seed: int) -> Context:
         if self.model is None:
             self.model = self.load()
-        return Context(seed=seed, model=self.model, replies=self.replies)
+        return Context(seed=seed, model=self.model, replies=self.replies, counts=self.counts, dropped=self.dropped)
 
 
 def judge_name(judge: Any) -> str:
@@ -183,6 +192,19 @@ def _higher(pair: Pair, first: Verdict, second: Verdict) -> Verdict:
 def _kept(verdict: Verdict) -> dict[str, Any]:
     row = {name: getattr(verdict, name) for name in ("judge", "score", "label", "probability", "rationale")}
     return row | {"cost": dataclasses.asdict(verdict.cost)}
+
+
+def _whole(row: Any) -> bool:
+    """Whether a kept row is as `_kept` makes them; any other is asked for again."""
+    try:
+        made = Verdict("", ("",), **{**row, "cost": Cost(**row["cost"])})
+    except (TypeError, KeyError, ValueError):
+        return False
+    texts = (made.judge, made.label, made.rationale)
+    numbers = (made.score, made.probability)
+    costs = dataclasses.asdict(made.cost).values()
+    read = all(isinstance(t, str) for t in texts) and all(type(n) in (int, float) for n in costs)
+    return read and all(n is None or type(n) in (int, float) for n in numbers)
 
 
 def _restored(kept: dict[str, Any], unit: Preference | Item) -> Verdict:

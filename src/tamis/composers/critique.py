@@ -11,6 +11,12 @@ from tamis.records import Example, Message, Prompt, Target, Verdict
 from tamis.registry import composer, option
 
 INSTRUCTION = "Please critique whether the following solution to the question is correct."
+FAULTS = {"no_reply": "the critic gave no reply", "cut_reply": "the critique was cut at the length limit"}
+
+
+def critique_request(instruction: str, question: str, solution: str) -> str:
+    """Return what a model trained on critiques is asked."""
+    return f"{instruction}\n\nQuestion:\n{question}\n\nSolution:\n{solution}"
 
 
 @composer("critique", row=27, paper="Critique Fine-Tuning (Wang et al. 2025)")
@@ -43,11 +49,15 @@ class CritiqueTargets:
                 hint="Put a judge with references, e.g. judge: {answer: {}}, before the judge critique.",
             )
         for prompt, indices in training_prompts(pool):
-            made = 0
+            made: set[str] = set()
             for index in indices:
-                example = self._example(prompt, index, pool, ctx) if made != self.per_prompt else None
-                if example is not None:
-                    made += 1
+                completion = pool.completions[index]
+                if completion.id in made:
+                    ctx.drop(completion.id, "the same answer again", prompt=prompt.id)
+                elif len(made) == self.per_prompt:
+                    ctx.count("over per_prompt")
+                elif example := self._example(prompt, index, pool, ctx):
+                    made.add(completion.id)
                     yield example
 
     def _example(self, prompt: Prompt, index: int, pool: Pool, ctx: Context) -> Example | None:
@@ -57,13 +67,14 @@ class CritiqueTargets:
         verdicts = pool.verdicts_of.get(completion.id, [])
         critique = next((v for v in reversed(verdicts) if v.judge == "critique"), None)
         if critique is None or critique.score is None:
-            ctx.drop(completion.id, "no critique with a conclusion", prompt=prompt.id)
+            fault = FAULTS.get(critique.label if critique else "", "no critique with a conclusion")
+            ctx.drop(completion.id, fault, prompt=prompt.id)
             return None
         if self._contradicted(critique, verdicts, ctx) and self.drop_wrong_critiques:
             ctx.drop(completion.id, "another judge contradicts the critique", prompt=prompt.id)
             return None
         ctx.count(f"answers judged {critique.label}")
-        asked = f"{self.instruction}\n\nQuestion:\n{conversation(prompt)}\n\nSolution:\n{completion.text}"
+        asked = critique_request(self.instruction, conversation(prompt), completion.text)
         messages = (Message("user", asked), Message("assistant", critique.rationale))
         target = rendered(Target(messages), completion.id, ctx)
         if target is None:

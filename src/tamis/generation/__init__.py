@@ -6,10 +6,12 @@ from tamis.generation.sampling import Drawn, check_law, draw, truncate
 from tamis.generation.scoring import next_logits, score
 from tamis.generation.session import Session, open_session
 from tamis.generation.stops import StopStrings
+from tamis.generation.tree import PrefixTree
 
 __all__ = [
     "Drawn",
     "OnEvent",
+    "PrefixTree",
     "Request",
     "Sampled",
     "Session",

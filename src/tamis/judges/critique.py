@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from tamis.context import Context
 from tamis.critiques import criticise
 from tamis.judges.asking import AsksEach
-from tamis.records import Completion, Verdict
+from tamis.records import Completion, Law, Verdict
 from tamis.registry import judge, option
 
 
@@ -15,15 +15,22 @@ class Critic(AsksEach):
     """Let a model criticise every completion in words and conclude whether it is right.
 
     The critique is the verdict's rationale. Its last line "Conclusion: right" or "Conclusion: wrong" decides: score 1.0
-    ("right") or 0.0 ("wrong"). A critique without a conclusion, cut at the limit, or empty, has no score and the label
-    "unparseable_verdict". The critic sees the reference answer only with `show_reference`.
+    ("right") or 0.0 ("wrong"). There is no score where the critic gave no reply (label "no_reply"), was cut at the limit
+    ("cut_reply"), or did not conclude ("unparseable_verdict"). The critic sees the reference answer only with
+    `show_reference`.
     """
 
     wording: ClassVar[str] = "critique"
 
     temperature: float = option(0.3, "temperature of the critiques", source="paper", ge=0)
+    top_p: float = option(0.95, "most likely tokens that hold this share are drawn from", source="paper", gt=0, le=1)
     max_new_tokens: int = option(1024, "most tokens of a critique; the paper takes 3200", ge=1)
     show_reference: bool = option(False, "show the critic the prompt's first reference", source="paper")
+
+    @property
+    def law(self) -> Law:
+        """Law of the critiques."""
+        return Law(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens)
 
     def verdicts(
         self, completions: Sequence[Completion], facts: Sequence[Mapping[str, Any]], ctx: Context
@@ -37,7 +44,7 @@ class Critic(AsksEach):
                 (completion.id,),
                 "critique",
                 score=None if critique.fault else float(critique.conclusion == "right"),
-                label="unparseable_verdict" if critique.fault else str(critique.conclusion),
-                rationale=critique.text or critique.fault,
+                label=critique.fault or str(critique.conclusion),
+                rationale=critique.text,
                 cost=critique.cost,
             )

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from tamis.errors import ModelError, nearest
 from tamis.models import folders
@@ -127,7 +127,7 @@ def _check_lab(name: str) -> None:
 
 
 def _is_url(spec: str) -> bool:
-    return spec.startswith(("http://", "https://"))
+    return spec.lower().startswith(("http://", "https://"))
 
 
 def split_endpoint(spec: str) -> tuple[str, str]:
@@ -141,17 +141,30 @@ def split_endpoint(spec: str) -> tuple[str, str]:
             hint="Example: http://127.0.0.1:8000/v1#NAME; an IPv6 address stands in brackets: http://[::1]:8000/v1#NAME",
         )
     base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    address = spec.partition("#")[0]
     if parts.username or parts.password or "@" in parts.netloc or parts.query:
         raise ModelError(
             "an endpoint's URL may hold no user, password or query",
             where=f"{parts.scheme}://{parts.hostname}",
             hint="Put the key into the environment variable TAMIS_API_KEY (or OPENAI_API_KEY).",
         )
+    if not spec.isprintable() or " " in address or not _is_port(parts):
+        raise ModelError(
+            "this is not the address of a server: it holds a space or a control character, or its port is no port",
+            where=repr(spec)[1:-1],
+            hint="Example: http://127.0.0.1:8000/v1#NAME; ports go from 1 to 65535.",
+        )
     if not parts.hostname or not parts.fragment:
         raise ModelError(
             "the endpoint names no model", where=base, hint=f"Write it as {base or 'http://host:8000/v1'}#MODEL-NAME."
         )
     return base, parts.fragment
+
+
+def _is_port(parts: SplitResult) -> bool:
+    with suppress(ValueError):
+        return parts.port != 0
+    return False
 
 
 def _endpoint(spec: str) -> ModelRef:

@@ -3,14 +3,16 @@
 import datetime
 import json
 import math
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tamis import environment, files
-from tamis.errors import ConfigError
+from tamis.errors import ConfigError, StoreError
 from tamis.plan.estimate import Plan, Span, StagePlan
 from tamis.recipe import Recipe
 from tamis.runs import Run
@@ -39,7 +41,8 @@ def plan(
 
     if not 0 <= seconds < math.inf:
         raise ConfigError(f"the seconds to measure for are {seconds}", hint="Give a number of 0 or more.")
-    started = time.monotonic()
+    started, kept = time.monotonic(), runs_dir / FOLDER
+    _check_writable(next(p for p in (kept, *kept.absolute().parents) if os.path.lexists(p)))
     with tempfile.TemporaryDirectory(prefix="tamis-plan-") as folder, Peak() as peak:
         rehearsal = Rehearsal(recipe, runs_dir, Path(folder), seconds, peak, tell)
         rehearsal.run()
@@ -57,9 +60,18 @@ def plan(
             machine=environment.machine(),
         )
     with files.explained(runs_dir):
-        (runs_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-        files.write_json(runs_dir / FOLDER / f"{made.run}.json", made.to_dict())
+        kept.mkdir(parents=True, exist_ok=True)
+        files.write_json(kept / f"{made.run}.json", made.to_dict())
     return made
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise StoreError unless a file can be made in a folder. Leaves nothing there."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        error.filename = None
+        raise files.refused(error, folder) from error
 
 
 @dataclass(frozen=True)
@@ -90,14 +102,17 @@ def compare(run: Run, seconds: float) -> Comparison | None:
     """Return how far the last plan of a run was off; `seconds` is what the run's command took.
 
     None where there is no plan, where the plan leaves something out, or where the run did not do at one go just what was
-    planned (it went on from an earlier stop, or stages were done meanwhile).
+    planned (it went on from an earlier stop, or stages were done meanwhile), or where plan or manifest cannot be read.
     """
-    manifest, path = run.manifest, run.path.parent / FOLDER / f"{run.name}.json"
     try:
-        planned = Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        created = datetime.datetime.fromisoformat(manifest["created"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        path = run.path.parent / FOLDER / f"{run.name}.json"
+        return _compare(Plan.from_dict(json.loads(path.read_text(encoding="utf-8"))), run.manifest, seconds)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, StoreError):
         return None
+
+
+def _compare(planned: Plan, manifest: Mapping[str, Any], seconds: float) -> Comparison | None:
+    created = datetime.datetime.fromisoformat(manifest["created"])
     begun = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds + 1)
     done = [(stage["kind"], stage["reused"]) for stage in manifest["stages"]]
     expected = [(stage.kind, stage.done) for stage in planned.stages]

@@ -8,6 +8,8 @@ from typing import Any
 
 from tamis import recipe as recipes
 from tamis import registry
+from tamis.errors import ModelError
+from tamis.needs import HINT, WORDS, require
 from tamis.registry import Component
 
 SOURCES = {"paper": "paper", "code": "official code", "ours": "our choice"}
@@ -69,6 +71,41 @@ def write_pages(folder: Path) -> list[Path]:
     return sorted(target.glob("*.md"))
 
 
+def write_samplers(folder: Path) -> Path:
+    """Write `folder`/samplers.md: what each sampler needs of its model, and what is said of a model that lacks it."""
+    url = "http://localhost:8000/v1#model"
+    lines = [
+        "# Samplers, and what they need",
+        "",
+        "Generated from the registry by `make docs`. A local model offers text, log-probabilities and next-token logits; an",
+        "endpoint offers text alone. What a recipe needs is checked before anything runs.",
+        "",
+        "| sampler | needs | an endpoint will do | asks a judge | use |",
+        "|---|---|---|---|---|",
+    ]
+    refusals = []
+    for component in registry.components("sampler"):
+        needs = ", ".join(WORDS[need] for need in component.needs) or "no model"
+        refusal = _refusal(component, url)
+        refusals += [refusal] if refusal else []
+        asks = "yes" if getattr(component.cls, "needs_judge", False) else "no"
+        name = f"[{component.name}](methods/sampler-{component.name}.md)"
+        lines.append(f"| {name} | {needs} | {'no' if refusal else 'yes'} | {asks} | {component.about} |")
+    lines += ["", f"Where an endpoint will not do, `{url}` is refused:", "", "```text", "\n\n".join(refusals), "```"]
+    path = folder / "samplers.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _refusal(component: Component, model: str) -> str:
+    """What `tamis` says where this model cannot do what the component needs, "" where it can."""
+    try:
+        require(f"{component.room} '{component.name}'", component.needs, model, HINT)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
 def write_evidence(folder: Path) -> Path:
     """Write `folder`/evidence.md from the results that `tamis check --out FOLDER/evidence` left there; returns its path."""
     lines = [
@@ -101,4 +138,4 @@ def write_evidence(folder: Path) -> Path:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    print(f"{len(write_pages(target))} pages, {write_evidence(target)}")
+    print(f"{len(write_pages(target))} pages, {write_samplers(target)}, {write_evidence(target)}")

@@ -19,6 +19,7 @@ def headline(m: Material) -> dict[str, Any]:
         "title": findings[0].title if findings else f"{m.recipe.get('name', m.name)}: nothing measured yet",
         "kind": findings[0].kind if findings else "nothing",
         "lead": done(m),
+        "told": [_told(f) for f in wording.findings(m.manifest)],
         "sentence": findings[0].sentence if findings else "",
         "others": [f.title for f in findings[1:]],
         "rows": [_metric_row(row) for row in m.rows],
@@ -27,6 +28,20 @@ def headline(m: Material) -> dict[str, Any]:
         "changes": _plots(m.rows, _change, reference=0.0),
         "caveat": _caveat(m),
         **_moves(m.rows),
+    }
+
+
+def _told(finding: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage found: its sentence and, where it brought one, its chart of shares against a cost."""
+    chart = finding.get("chart") or {"title": "", "x_label": "", "lines": []}
+    lines = chart["lines"]
+    draw = partial(charts.line_chart, lines, title=chart["title"], x_label=chart["x_label"], from_zero=True)
+    form = _axis(share=True, difference=False)
+    return {
+        "sentence": finding["sentence"],
+        "title": chart["title"],
+        "chart": charts.responsive(lambda width: draw(form=form, width=width)),
+        "legend": [(line[0], f"s{i % 4}", "") for i, line in enumerate(lines)],
     }
 
 

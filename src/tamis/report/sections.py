@@ -253,7 +253,10 @@ def ledger(m: Material) -> dict[str, Any]:
             "component": str(s.get("component", "")).replace("+", " + "),
             "state": "reused" if s.get("reused") else str(s.get("status", "")),
             "cells": _cells([s], used),
-            "counts": {**(s.get("counts") or {}), **(s.get("notes") or {})},
+            "counts": {
+                **(s.get("counts") or {}),
+                **{k: v for k, v in (s.get("notes") or {}).items() if k != "finding"},
+            },
         }
         for s in stages
     ]

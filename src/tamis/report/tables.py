@@ -41,6 +41,8 @@ def print_result(run: Run) -> None:
         out.print(table("metric", "before", "after", "difference (95%)", "p", "n", rows=rows))
         for row in run.metrics["rows"]:
             out.print(wording.finding(row).title, markup=False)
+    for found in wording.findings(run.manifest):
+        out.print(found["sentence"], markup=False)
     out.print(f"\nreport  {run.path / 'report.html'}", markup=False)
     if run.model:
         out.print(f"model   {run.model}", markup=False)
@@ -68,7 +70,7 @@ def _metric_row(row: Mapping[str, Any]) -> list[str]:
         low, high = (wording.change(found[k], share, unit=False) for k in ("low", "high"))
         difference = f"{wording.paired_change(row)} [{low}, {high}]"
         p = wording.p_value(found["p_value"])
-    return [row["name"], *sides, difference, p, str(row["before"]["n"])]
+    return [row["name"], *sides, difference, p, str((row.get("before") or row["after"])["n"])]
 
 
 def _interval(side: Mapping[str, Any] | None, share: bool) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TRAINED, REJECTED, PLAIN, QUIET = "underline green", "underline red", "", "dim"
 LONGEST = 4000
 """Most characters shown of one text."""
+SOURCES = 4
+"""Most sources shown of one example."""
 
 
 def show_examples(
@@ -132,7 +134,9 @@ def _facts(target: Target) -> str:
 
 def _origin(example: Example) -> str:
     margin = "" if example.margin is None else f", margin {example.margin:g}"
-    return f"weight {example.weight:g}{margin}, sources {' '.join(example.sources) or 'none'}"
+    more = len(example.sources) - SOURCES
+    sources = " ".join(example.sources[:SOURCES]) + (f" and {more} more" if more > 0 else "")
+    return f"weight {example.weight:g}{margin}, sources {sources or 'none'}"
 
 
 def _ending(completion: Completion) -> str:

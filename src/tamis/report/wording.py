@@ -110,6 +110,12 @@ def metric_name(row: Mapping[str, Any]) -> str:
     return str(row.get("name") or row.get("evaluator") or "metric").replace("_", " ")
 
 
+def findings(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what stages found beside their records: the notes "finding", each with a `sentence` and perhaps a `chart`."""
+    notes = [stage.get("notes") or {} for stage in manifest["stages"]]
+    return [n["finding"] for n in notes if n.get("finding")]
+
+
 def finding(row: Mapping[str, Any]) -> Finding:
     """Say what a metric's row shows, no more than its interval and p-value do.
 

@@ -133,16 +133,16 @@ class Endpoint:
         _check_labels(labels)
         questions = (Question(p.messages, Law(max_new_tokens=1), 0, None, ALTERNATIVES) for p in prompts)
         found = np.full((len(prompts), len(labels)), -np.inf, dtype=np.float32)
-        silent = answered = 0
+        silent, answered, reason = 0, 0, ""
         with closing(self._outcomes(questions, len(prompts))) as outcomes:
             for row, (prompt, outcome) in enumerate(zip(prompts, outcomes, strict=True)):
                 if isinstance(outcome, Setback):
-                    self.errors[prompt.id] = outcome.reason
+                    self.errors[prompt.id] = reason = outcome.reason
                     continue
                 answered += 1
                 silent += not outcome.alternatives
                 found[row] = _label_row(outcome.alternatives, labels)
-        if silent == answered and prompts:
+        if silent == answered and (answered or "logprobs" in reason):
             raise ModelError(
                 f"the server reports no log-probabilities of alternatives for model '{self.model}'",
                 where=self.base,
@@ -187,6 +187,7 @@ class Endpoint:
                 yield early.pop(number)
 
     async def _ask_all(self, calls: _Calls, workers: int) -> None:
+        self._traffic.begin()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
@@ -215,7 +216,7 @@ class Endpoint:
                     body = json.dumps(payload).encode()
                     response = await self._session.request("POST", "/chat/completions", headers, body, limit)
             except TimeoutError:
-                return Setback(f"no answer within {self.timeout:g} s", crowded=True)
+                return Setback(f"no answer within {self.timeout:g} s", crowded=True, silent=True)
             except Unreachable as error:
                 return Setback(str(error), away=True, reached=False)
             except Cut as error:

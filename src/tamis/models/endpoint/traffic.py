@@ -4,9 +4,11 @@ Three kinds of setback are told apart:
 
 - **the server is busy or away** (429, 502, 503, 504, 529, no connection): says nothing of the request, which waits and is
   asked again for up to `patience` seconds. If nothing was answered meanwhile, the call ends with a ModelError, so that the
-  run stops and can go on later; if others were, this request alone has failed.
+  run stops and can go on later; if others were, this request alone has failed. A Retry-After beyond `patience` ends the
+  call at once.
 - **a try went wrong** (500, time-out, cut connection, an answer that is none): asked again `retries` times, then the
-  request has failed. `LOST` requests that fail so in a row, with no answer between them, end the call too.
+  request has failed. `LOST` requests that fail so in a row, with no answer between them, end the call too. So do time-outs
+  of more than one request with nothing heard for `patience` seconds. Waits that it asks for may not exceed `patience`.
 - **the request is refused** (too long, unsafe): it has failed at once.
 """
 
@@ -39,7 +41,7 @@ class Setback:
     """Why a try gave no answer.
 
     `wait`: seconds that the server asked for. `away`: it is busy or cannot be reached. `crowded`: fewer requests may help.
-    `reached`: it said something. `final`: asking again is no use.
+    `reached`: it said something. `silent`: it took the request and said nothing in time. `final`: asking again is no use.
     """
 
     reason: str
@@ -47,6 +49,7 @@ class Setback:
     away: bool = False
     crowded: bool = False
     reached: bool = True
+    silent: bool = False
     final: bool = False
 
 
@@ -65,13 +68,18 @@ class Traffic:
         self._resume = self._cut = self._answered = float("-inf")
         self._reached = False
         self._lost = 0
+        self._silence: tuple[float, object] | None = None
+
+    def begin(self) -> None:
+        """Forget the silence of an earlier call."""
+        self._silence = None
 
     async def persist(self, once: Callable[[], Awaitable[T | Setback]]) -> T | Setback:
         """Return what `once` gives, after as many tries as make sense: an answer, or the setback that it failed with.
 
         Raises ModelError when it is the server that fails, not this request.
         """
-        wrong, put_off = 0, 0.0
+        wrong, put_off, told = 0, 0.0, 0.0
         for tries in count(1):
             async with self._slot() as sent:
                 outcome = await once()
@@ -79,20 +87,29 @@ class Traffic:
                 self._answer()
                 return outcome
             wait = outcome.wait or self._back_off(tries)
+            told += outcome.wait or 0.0
             self._note(outcome, sent, wait)
+            if outcome.away and wait > self.patience and outcome.wait:
+                raise self._stopped(
+                    outcome, tries, f"it asks to wait {wait:,.0f} s, and patience is {self.patience:g} s"
+                )
             if outcome.final:
                 return outcome
+            long = outcome.silent and self._silent_too_long(once)
+            if long and self._silence and self._silence[1] is not once:
+                raise self._stopped(outcome, tries, f"no answer for {self.patience:g} s")
             if outcome.away:
                 put_off = put_off or sent
                 if self._given_up(outcome, tries, monotonic() + wait - put_off):
                     if self._answered < put_off:
-                        raise self._stopped(outcome, tries)
+                        raise self._stopped(outcome, tries, f"no answer for {self.patience:g} s")
                     return Setback(f"{outcome.reason} (put off for {monotonic() - put_off:.0f} s, {tries} tries)")
-            elif (wrong := wrong + 1) > self.retries:
+            elif (wrong := wrong + 1) > self.retries or long or told > self.patience:
                 self._lost += 1
                 if self._lost >= LOST:
-                    raise self._stopped(outcome, tries)
-                return Setback(f"{outcome.reason} ({tries} tries)")
+                    raise self._stopped(outcome, tries, f"{LOST} requests in a row failed every try")
+                asked = f", it asks to wait {told:,.0f} s" if told > self.patience else ""
+                return Setback(f"{outcome.reason} ({tries} tries{asked})")
             await asyncio.sleep(wait)
         raise AssertionError
 
@@ -101,15 +118,23 @@ class Traffic:
 
     def _note(self, setback: Setback, sent: float, wait: float) -> None:
         self._reached = self._reached or setback.reached
+        if setback.reached and not setback.silent:
+            self._silence = None
         if setback.final:
             self._lost, self._answered = 0, monotonic()
         if setback.crowded:
             if sent > self._cut:
                 self.cap, self._cut = max(1.0, self.cap / 2), monotonic()
-            if setback.wait:
+            if setback.wait and wait <= self.patience:
                 self._resume = max(self._resume, monotonic() + wait)
 
+    def _silent_too_long(self, request: object) -> bool:
+        """Whether the server has been silent for longer than `patience`, since the time-out of the request kept with it."""
+        self._silence = self._silence or (monotonic(), request)
+        return monotonic() - self._silence[0] > self.patience
+
     def _answer(self) -> None:
+        self._silence = None
         self._reached, self._lost, self._answered = True, 0, monotonic()
         self.cap = min(float(self.most), self.cap + max(1.0, self.most / ROUNDS) / self.cap)
 
@@ -117,18 +142,21 @@ class Traffic:
     def _back_off(tries: int) -> float:
         return min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(tries - 1, 16)) * random.uniform(0.5, 1.0)
 
-    def _stopped(self, setback: Setback, tries: int) -> ModelError:
+    def _stopped(self, setback: Setback, tries: int, why: str) -> ModelError:
         if not self._reached:
             return ModelError(
                 f"no server answers: {setback.reason} ({tries} tries)",
                 where=self.base,
                 hint="Start the server, or check host, port and path of the URL (it usually ends in /v1).",
             )
-        said = f"no answer for {self.patience:g} s" if setback.away else f"{LOST} requests in a row failed every try"
+        never = (
+            "" if self._answered > float("-inf") else "Check the URL (it usually ends in /v1) and the server's log. "
+        )
         return ModelError(
-            f"the server stopped answering: {said}; the last: {setback.reason}",
+            f"the server stopped answering: {why}; the last: {setback.reason}",
             where=self.base,
-            hint="When it answers again, run the same command: finished units are kept, and the run goes on after them.",
+            hint=f"{never}When it answers again, run the same command: finished units are kept, "
+            "and the run goes on after them.",
         )
 
     @asynccontextmanager

@@ -1,6 +1,7 @@
 """What goes over the wire: a question as JSON in the server's dialect, its answer as plain data, its refusals sorted."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 
 from tamis.errors import ModelError
 from tamis.models.endpoint.http import Response
-from tamis.models.endpoint.keys import VARIABLES, redact
+from tamis.models.endpoint.keys import SHORTEST_SECRET, VARIABLES, redact
 from tamis.models.endpoint.traffic import Setback
 from tamis.records import Cost, Law, Message
 
@@ -26,9 +27,18 @@ UNKNOWN_MODEL = re.compile(r"model_not_found|unknown model|model.{0,100}(not fou
 NO_MONEY = re.compile(r"insufficient_quota|exceeded your current quota|billing", re.IGNORECASE)
 UNSAFE = re.compile(r"moderat|flagged|content.?(policy|filter)", re.IGNORECASE)
 SCHEMA_WORDS = re.compile(r"response_format|json_schema|json_object|schema|grammar|guided|structured", re.IGNORECASE)
+REFUSED = (
+    r"unknown|un-?supported|not (?:currently )?support|unrecogni[sz]ed|unexpected|extra[ _]|not (?:permitted|allowed|known)"
+    r"|not (?:implemented|available|enabled)|forbidden|does(?:n't| not) (?:support|know|accept|recogni[sz]e)|disabled|\bno\b"
+    r"|not (?:a )?valid|invalid (?:parameter|field|argument|option)|must be|at most|exceed|out of range"
+)
+"""How servers say that they do not know a field, or not that much of it."""
+REPEATED = re.compile(r"""["']\w+["']\s*:\s*(?=["'\[{]|-?\d|true|false|null|none)""", re.IGNORECASE)
+"""A key of JSON (or of a Python dict) with its value, as in a request that a server sends back."""
 FEW_ALTERNATIVES = 5
 """Top log-probabilities asked of a server that refuses the usual 20."""
 LARGEST_COUNT = 2**31
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,12 +104,15 @@ class Dialect:
         return {k: v for k, v in payload.items() if k not in without and (v or k not in optional)}
 
     def learn(self, response: Response, payload: Mapping[str, Any]) -> bool:
-        """Note a field that the server does not understand; return whether asking anew makes sense."""
-        text = said(response)
+        """Note a field that the server does not understand; return whether asking anew makes sense.
+
+        What counts is what it says of a field, not that it repeats the request. A field left out is told once, in the log.
+        """
+        text = complaint(response)
         invalid = response.status == 500 and "validation error" in text  # llama-cpp-python's server
         if response.status not in (400, 422) and not invalid:
             return False
-        if _names(text, "max_completion_tokens") and "max_tokens" in payload:
+        if re.search(r"\bmax_completion_tokens\b", text) and "max_tokens" in payload:
             self.limit_field = "max_completion_tokens"
             return True
         if "response_format" in payload and SCHEMA_WORDS.search(text):
@@ -107,22 +120,24 @@ class Dialect:
             self.form += self.form < len(FORMS) and FORMS[self.form](_schema_of(form)) == form
             return True
         asked = payload.get("top_logprobs", 0)
-        if asked and _names(text, "top_logprobs"):
+        if asked and _refuses(text, "top_logprobs"):
             self.most_alternatives = min(self.most_alternatives, FEW_ALTERNATIVES)
             return asked > FEW_ALTERNATIVES
         droppable = [name for name in DROPPABLE if name in payload and not (asked and name.endswith("logprobs"))]
-        named = next((name for name in droppable if _names(text, name)), None)
-        self.without |= {named} if named else set()
+        named = next((name for name in droppable if _refuses(text, name)), None)
+        if named and named not in self.without:
+            self.without.add(named)
+            _LOGGER.warning("the server does not take '%s': it is left out from here on (%s)", named, said(response))
         return named is not None
 
     def setback(self, response: Response, payload: Mapping[str, Any], base: str) -> Setback:
         """Return what a response other than success means. Raises ModelError where it concerns every request."""
         status, text = response.status, said(response)
-        reason = f"HTTP {status}: {text}"
+        reason, complained = f"HTTP {status}: {text}", complaint(response)
         if status == 403 and UNSAFE.search(text):
             return Setback(reason, final=True)
         poor = status == 429 and NO_MONEY.search(text)
-        unknown = next((name for name in ("top_k", "min_p") if name in payload and _names(text, name)), None)
+        unknown = next((name for name in ("top_k", "min_p") if name in payload and _refuses(complained, name)), None)
         if status < 500 and (status in FATAL or status < 400 or poor or unknown or UNKNOWN_MODEL.search(text)):
             raise ModelError(
                 f"the request for model '{self.model}' was refused with {reason}",
@@ -144,18 +159,30 @@ def read(response: Response) -> Answer | Setback:
         body = json.loads(response.body)
         choice = body["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
-        text, usage = message["content"], body.get("usage") or {}
-        cost = Cost(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+        text, usage = _text(message["content"]), body.get("usage")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         kind = response.headers.get("content-type", "no content type")
-        return Setback(redact(f"the answer is not a chat completion ({type(error).__name__}, {kind[:80]})"))
+        page = not response.body.strip() or response.body.lstrip().startswith(b"<")
+        advice = f"; check the URL: it usually ends in /v1 (HTTP {response.status})" if page else ""
+        return Setback(redact(f"the answer is not a chat completion ({type(error).__name__}, {kind[:80]}){advice}"))
     if finish in ("error", "abort"):
         return Setback(f"the server broke the answer off (finish reason {finish})")
     if not isinstance(text, str) or finish == "content_filter":
         tool = ", it calls a tool" if message.get("tool_calls") else ""
         return Setback(redact(f"the server gave no text (finish reason {str(finish)[:80]}{tool})"), final=True)
     ended = "length" if finish == "length" else "stop"
-    return Answer(_whole(redact(text)), ended, _logprobs(choice), cost, _alternatives(choice))
+    counts = usage if isinstance(usage, dict) else {}
+    cost = Cost(_count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens")))
+    return Answer(whole(redact(text, SHORTEST_SECRET)), ended, _logprobs(choice), cost, _alternatives(choice))
+
+
+def _text(content: Any) -> Any:
+    """Return the content of a message; the texts joined where it is a list of parts that holds some."""
+    if not isinstance(content, list):
+        return content
+    parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if texts else None
 
 
 def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...]:
@@ -181,7 +208,7 @@ def _count(value: Any) -> int:
     return value if type(value) is int and 0 <= value < LARGEST_COUNT else 0
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     """Return text with halves of characters (lone surrogates, which no file can hold) replaced."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -196,11 +223,37 @@ def said(response: Response) -> str:
         text = " ".join(str(error[k]) for k in ("message", "detail", "code") if error.get(k))
     except (ValueError, AttributeError, TypeError, RecursionError):
         pass
-    return redact(_whole(" ".join((text or raw).split())))[:300]
+    return redact(whole(" ".join((text or raw).split())))[:300]
 
 
-def _names(text: str, name: str) -> bool:
-    return re.search(rf"\b{name}\b", text) is not None
+def complaint(response: Response) -> str:
+    """Return what the server says is wrong, without the values and the parts of the request that it repeats."""
+    raw = response.body.decode("utf-8", "replace")
+    try:
+        body = json.loads(raw)
+        error = body.get("error", body) if isinstance(body, dict) else body
+        rows = error if isinstance(error, str) else _rows(error)
+        raw = rows if isinstance(rows, str) else ". ".join(rows)
+    except (ValueError, RecursionError):
+        pass
+    return REPEATED.sub(" ", " ".join(raw.split()))
+
+
+def _rows(error: Any) -> list[str]:
+    """Return what each complaint is about and what it says: OpenAI's `param` and `message`, pydantic's `loc` and `msg`."""
+    if not isinstance(error, dict):
+        return []
+    detail = error.get("detail")
+    listed = [row for row in detail if isinstance(row, dict)] if isinstance(detail, list) else []
+    rows = [f"{row.get('loc')}: {row.get('msg')}" for row in listed]
+    plain = [error.get(name) for name in ("param", "message", "error", "detail", "code")]
+    return [*rows, ": ".join(value for value in plain if isinstance(value, str))]
+
+
+def _refuses(text: str, name: str) -> bool:
+    """Whether one sentence says that the field is not known, or not that much of it."""
+    found = rf"(?:{REFUSED})[^.;]{{0,40}}\b{name}\b|\b{name}\b[^.;]{{0,60}}(?:{REFUSED})"
+    return re.search(found, text, re.IGNORECASE) is not None
 
 
 def retry_after(response: Response) -> float | None:
