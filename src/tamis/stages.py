@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -14,14 +13,13 @@ from tamis.context import Context, Judge
 from tamis.errors import ConfigError, DataError, ModelError
 from tamis.metrics import Draw, View
 from tamis.models.base import ModelRef
+from tamis.outage import NO_ROOM, Log, check_asked, check_drawn, without_silent_tail
 from tamis.pool import Pool
 from tamis.records import Completion, Cost, Example, Prompt, Record, Verdict, total_cost
 from tamis.store import StageFolder, Unit
 
 ROWS_PER_UNIT = 256
 RECORDS_PER_UNIT = 4096
-NO_ROOM = "the prompt leaves no room in the context"
-Log = Callable[..., None]
 
 
 def key_of(component: Any) -> dict[str, Any]:
@@ -113,7 +111,7 @@ def sample(folder: StageFolder, sampler: Any, prompts: Sequence[Prompt], ctx: Co
     if hasattr(sampler, "gather"):
         if hasattr(sampler, "probe"):
             _draw(folder, "probe", sampler.probe, sampler, prompts, ctx, log)
-            _check_drawn(folder, ["probe"], log)
+            check_drawn(folder, ["probe"], log)
         probes = folder.read(Completion, "probe")
         verdicts = ctx.judge({p.id: p for p in prompts}, probes) if ctx.judge and probes else []
         ctx.shared = {**sampler.gather(prompts, probes, verdicts), "probes": probes}
@@ -121,8 +119,8 @@ def sample(folder: StageFolder, sampler: Any, prompts: Sequence[Prompt], ctx: Co
             ctx.counts.clear()
             ctx.dropped.clear()
     _draw(folder, "sample", sampler.sample, sampler, prompts, ctx, log)
-    _check_drawn(folder, ("probe", "sample"), log)
-    _check_asked(folder, ("probe", "sample"), log)
+    check_drawn(folder, ("probe", "sample"), log)
+    check_asked(folder, ("probe", "sample"), log)
     ends = folder.tables(Completion, columns=["finish_reason"])
     reasons = Counter(reason for table in ends for reason in table["finish_reason"].to_pylist())
     if reasons and reasons["error"] == reasons.total():
@@ -143,7 +141,7 @@ def _draw(
             continue
         started = time.monotonic()
         found: list[Completion] = []
-        with _without_silent_tail(folder, group):
+        with without_silent_tail(folder, group):
             for completion in draw(part, ctx):
                 new = not found or completion.prompt_id != found[-1].prompt_id
                 found.append(completion)
@@ -164,63 +162,6 @@ def _failures(completions: Sequence[Completion], model: Any) -> list[dict[str, A
         for c in completions
         if c.finish_reason == "error"
     ]
-
-
-def _check_drawn(folder: StageFolder, groups: Sequence[str], log: Log) -> None:
-    """Raise ModelError where every completion of these groups of units failed for want of a server's answer.
-
-    The groups are taken out of the folder first, so that the same command asks again.
-    """
-    tables = (t for group in groups for t in folder.tables(Completion, group, columns=["finish_reason"]))
-    ends = Counter(reason for table in tables for reason in table["finish_reason"].to_pylist())
-    if not ends or ends["error"] < ends.total():
-        return
-    if reasons := _reasons(unit for group in groups for unit in folder.units(group)):
-        _take_out(folder, groups, reasons, log)
-        raise unanswered("completion", reasons, folder.path.name)
-
-
-def _check_asked(folder: StageFolder, groups: Sequence[str], log: Log) -> None:
-    """Raise ModelError where a server answered none of the questions that these groups of units asked.
-
-    The groups are taken out of the folder first, so that the same command asks again.
-    """
-    counts, dropped = Counter[str](), []
-    for unit in (unit for group in groups for unit in folder.units(group)):
-        counts.update(unit["counts"])
-        dropped += unit["dropped"]
-    if reasons := silence(counts, dropped):
-        _take_out(folder, groups, reasons, log)
-        raise unanswered("question to the model", reasons, folder.path.name)
-
-
-def _reasons(units: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Return a server's reasons for the completions that failed, counted."""
-    rows = (row for unit in units for row in unit["dropped"] if "prompt" in row)
-    return Counter(row["reason"] for row in rows if row["reason"] != NO_ROOM)
-
-
-def _take_out(folder: StageFolder, groups: Sequence[str], reasons: Counter[str], log: Log) -> None:
-    for reason, n in reasons.most_common(5):
-        log("note", stage=folder.path.name, text=f"{n} requests failed: {reason}")
-    for group in groups:
-        for index in reversed(range(len(folder.units(group)))):
-            files.remove(folder.unit_path(group, index))
-
-
-@contextmanager
-def _without_silent_tail(folder: StageFolder, group: str) -> Iterator[None]:
-    """Where the server is given up, take out the units right before in which it had answered nothing already."""
-    try:
-        yield
-    except ModelError:
-        for index, unit in reversed(list(enumerate(folder.units(group)))):
-            completions = unit["counts"].get("completions", 0)
-            drawn = completions and _reasons([unit]).total() >= completions
-            if not drawn and not silence(unit["counts"], unit["dropped"]):
-                break
-            files.remove(folder.unit_path(group, index))
-        raise
 
 
 def judging(judge: Any, ctx: Context) -> Judge:
@@ -256,7 +197,7 @@ def judge(
             meter.add(len(part), skipped=True)
             continue
         started = time.monotonic()
-        with _without_silent_tail(folder, group):
+        with without_silent_tail(folder, group):
             found = list(judge.judge(prompts, part, ctx))
         unit = Unit({"verdicts": found}, total_cost(found), ctx.counts.copy(), ctx.dropped.copy())
         unit.counts.update(v.label or "scored" for v in found)
@@ -264,7 +205,7 @@ def judge(
         ctx.dropped.clear()
         folder.write_unit(group, index, unit, time.monotonic() - started)
         meter.add(len(part), accepted=sum(v.score is not None and v.score >= 0.5 for v in found))
-    _check_asked(folder, [group], log)
+    check_asked(folder, [group], log)
 
 
 def _whole_prompts(completions: Sequence[Completion], size: int) -> Iterator[list[Completion]]:
@@ -324,7 +265,7 @@ def compose(folder: StageFolder, composer: Any, pool: Pool, ctx: Context, log: L
         started, total = time.monotonic(), total + len(part)
     if ctx.counts or ctx.dropped or not total:
         folder.write_unit("compose-rest", 0, Unit({"examples": []}, Cost(), ctx.counts, ctx.dropped), 0.0)
-    _check_asked(folder, ("compose", "compose-rest"), log)
+    check_asked(folder, ("compose", "compose-rest"), log)
     if not total:
         reasons = ", ".join(f"{n} {what}" for what, n in ctx.counts.items())
         raise DataError(
@@ -409,7 +350,7 @@ def measure(
     pools: dict[Draw, Pool] = {}
     for number, draw in enumerate(dict.fromkeys(d for e in evaluators for d in e.draws())):
         _draw(folder, f"draw{number}", _drawing(draw), draw, heldout, ctx, log)
-        _check_drawn(folder, [f"draw{number}"], log)
+        check_drawn(folder, [f"draw{number}"], log)
         drawn = folder.read(Completion, f"draw{number}")
         judge(folder, judging_with, by_id, drawn, judge_ctx, log, group=f"draw{number}j")
         pools[draw] = Pool(by_id, drawn, folder.read(Verdict, f"draw{number}j"))
