@@ -3,9 +3,9 @@
 Three kinds of setback are told apart:
 
 - **the server is busy or away** (429, 502, 503, 504, 529, no connection): says nothing of the request, which waits and is
-  asked again for up to `patience` seconds. If nothing was answered meanwhile, the call ends with a ModelError, so that the
-  run stops and can go on later; if others were, this request alone has failed. A Retry-After beyond `patience` ends the
-  call at once.
+  asked again for up to `patience` seconds. If nothing was answered in the later half of them, the call ends with a
+  ModelError, so that the run stops and can go on later; if others were, this request alone has failed. A Retry-After
+  beyond `patience` ends the call at once.
 - **a try went wrong** (500, time-out, cut connection, an answer that is none): asked again `retries` times, then the
   request has failed. `LOST` requests that fail so in a row, with no answer between them, end the call too. So do time-outs
   of more than one request with nothing heard for `patience` seconds. Waits that it asks for may not exceed `patience`.
@@ -101,7 +101,7 @@ class Traffic:
             if outcome.away:
                 put_off = put_off or sent
                 if self._given_up(outcome, tries, monotonic() + wait - put_off):
-                    if self._answered < put_off:
+                    if self._answered < (put_off + monotonic()) / 2:  # what was on its way comes in the first half
                         raise self._stopped(outcome, tries, f"no answer for {self.patience:g} s")
                     return Setback(f"{outcome.reason} (put off for {monotonic() - put_off:.0f} s, {tries} tries)")
             elif (wrong := wrong + 1) > self.retries or long or told > self.patience:
