@@ -55,6 +55,7 @@ def test_every_command_has_help(command):
         (["run", "rft", "--lab", "--set", "name=../../x"], "names the run folder"),
         (["methods", "dartt"], "Did you mean 'dart'"),
         (["methods", "--room", "samplerz"], "Did you mean 'sampler'"),
+        (["methods", "rft", "--room", "judge"], "one of the two"),
         (["show", "nothing"], "there is no run"),
         (["report", "nothing"], "there is no run"),
         (["check"], "Known"),
@@ -69,6 +70,13 @@ def test_a_mistake_ends_with_what_to_do_exit_code_2_and_no_traceback(arguments, 
     assert done.returncode == 2, done.stderr
     assert says in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_current_folder_that_was_removed_is_told(tmp_path):
+    (tmp_path / "gone").mkdir()
+    code = "import os; os.rmdir(os.getcwd()); from tamis.cli import main; main(['doctor'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path / "gone")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: the current folder was removed")
 
 
 def test_methods_lists_every_recipe_and_component(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tamis import doctor, environment
+from tamis.models import catalog
 from tamis.report.health import print_findings
 
 
@@ -40,6 +41,16 @@ def test_a_model_that_is_not_cached_comes_with_the_command_that_fetches_it(here)
     found = of(doctor.examine(here), "smollm2-135m")
     assert (found.state, found.fix) == ("note", "tamis models get smollm2-135m")
     assert "within_clusters" in of(doctor.examine(here), "embedder").said
+
+
+def test_a_cache_that_cannot_be_read_is_a_finding(here, monkeypatch):
+    def refuse():
+        raise PermissionError(13, "Permission denied", "/cache/models")
+
+    monkeypatch.setattr(catalog, "list_models", refuse)
+    found = of(doctor.examine(here), "cache")
+    assert (found.state, found.said) == ("missing", "/cache/models: Permission denied")
+    assert "TAMIS_HOME" in found.fix
 
 
 def test_the_key_is_never_shown(here, tmp_path):

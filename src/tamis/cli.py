@@ -163,6 +163,8 @@ def methods(
     """List the methods by room, or print one method's page: fields, defaults, where they come from."""
     from tamis.report.tables import print_method, print_methods
 
+    if name and room:
+        raise ConfigError(f"both a name ('{name}') and a room ('{room}')", hint="Give one of the two.")
     print_method(name) if name else print_methods(room)
 
 
@@ -289,6 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed by the caller
     try:
         try:
+            _check_here()
             app(arguments)
         finally:
             sys.stdout.flush()
@@ -308,6 +311,13 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {refused(error, Path('standard output'))}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
+
+
+def _check_here() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder was removed", hint="Change to a folder that exists.") from None
 
 
 class Stopped(BaseException):

@@ -59,7 +59,12 @@ def examine(runs_dir: Path = Path("runs"), *, online: bool = False) -> list[Find
         return found
     from tamis.models.catalog import list_models
 
-    models = list_models()
+    try:
+        models = list_models()
+    except OSError as error:
+        fix = "export TAMIS_HOME=FOLDER   # one that you may read and write"
+        found.append(Finding("disk", "cache", f"{error.filename}: {error.strerror}", "missing", fix))
+        return [*found, *_key(), *_engines(), *_methods(())]
     found += [*_places(runs_dir), *_key(), *_engines(), *_methods(models), *_models(models)]
     return [*found, *(_hub() if online else ())]
 

@@ -4,15 +4,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from tamis.errors import StoreError, nearest
 from tamis.files import read_json
-from tamis.records import Completion, Example, Prompt, Verdict
+from tamis.records import Completion, Example, Prompt, Record, Verdict
 from tamis.store import AGAIN, StageFolder
 
+R = TypeVar("R", bound=Record)
 Kinds = Mapping[str, tuple[type, ...]]
 NUMBER, MAYBE = (int, float), (int, float, NoneType)
 WORDS = {
@@ -108,17 +109,27 @@ class Run:
             if not kinds or s["kind"] in kinds
         ]
 
+    def _records(self, kind: str, record: type[R]) -> list[R]:
+        """Read the records of one kind of stage. Raises StoreError where those of a finished stage are gone."""
+        done = {stage["folder"] for stage in self.manifest["stages"] if stage["status"] == "done"}
+        found: list[R] = []
+        for stage in self.stages(kind):
+            if stage.path.name in done and not stage.done:
+                raise StoreError("what this stage made is gone", where=str(stage.path), hint=AGAIN)
+            found += stage.read(record)
+        return found
+
     def prompts(self) -> list[Prompt]:
         """Return all prompts, train and held-out."""
-        return [r for s in self.stages("task") for r in s.read(Prompt)]
+        return self._records("task", Prompt)
 
     def completions(self) -> list[Completion]:
         """Return all completions sampled for training."""
-        return [r for s in self.stages("sample") for r in s.read(Completion)]
+        return self._records("sample", Completion)
 
     def verdicts(self) -> list[Verdict]:
         """Return all verdicts on completions sampled for training."""
-        return [r for s in self.stages("judge") for r in s.read(Verdict)]
+        return self._records("judge", Verdict)
 
     def selected(self) -> list[str] | None:
         """Return the completion ids that the select stages kept, None when the recipe has none."""
@@ -130,7 +141,7 @@ class Run:
     @property
     def examples(self) -> list[Example]:
         """What was trained on."""
-        return [r for s in self.stages("compose") for r in s.read(Example)]
+        return self._records("compose", Example)
 
     def curve(self) -> list[dict[str, Any]]:
         """Return the training curve, one row a step, all tune stages one after the other."""

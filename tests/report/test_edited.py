@@ -1,6 +1,7 @@
 """Reading a run folder whose files were edited: an error that names the file and the field."""
 
 import json
+import shutil
 
 import pytest
 from fixture import parts, write_run
@@ -41,6 +42,17 @@ def test_an_edited_field_is_named(tmp_path, name, at, value, said):
                 read(run)
             assert said in error.value.message
             assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["task", "sample", "judge", "compose"])
+def test_a_report_is_not_written_over_where_records_are_gone(tmp_path, kind):
+    run = write_run(tmp_path / "run", parts())
+    path = write_report(run)
+    before = path.read_bytes()
+    shutil.rmtree(run.stages(kind)[0].path)
+    with pytest.raises(StoreError, match="what this stage made is gone"):
+        write_report(run)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,12 @@ def test_broken_csv_rows(tmp_path):
     assert [type(r) for r in found] == [Bad, Row, Bad]
 
 
+def test_a_gzipped_file_with_another_name_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(DataError, match=r"a.jsonl: the file is gzipped\n.*end in .gz"):
+        rows_of(tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "where"),
     [

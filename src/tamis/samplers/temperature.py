@@ -15,7 +15,7 @@ class Temperature:
     on the seed, the prompt and j alone. Temperature 0 is greedy and gives one completion.
     """
 
-    n: int = option(8, "completions of each prompt", ge=1)
+    n: int = option(8, "completions of each prompt", ge=1, le=1_000_000)
     temperature: float = option(1.0, "divides the logits; 0 is greedy", ge=0)
     top_p: float = option(1.0, "least set of tokens with this probability; 1 is off", gt=0, le=1)
     top_k: int = option(0, "most probable tokens kept; 0 is off", ge=0)

@@ -48,6 +48,9 @@ class Source:
         return name.encode(errors="backslashreplace").decode()
 
 
+_GZIPPED = b"\x1f\x8b"
+
+
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[IO[bytes]]:
     """Open the file behind its byte order mark, unpacked where its name ends in .gz. Raises DataError for UTF-16."""
@@ -56,6 +59,8 @@ def opened(source: Source) -> Iterator[IO[bytes]]:
         start = file.peek(len(codecs.BOM_UTF8))
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise DataError("the file is UTF-16", where=source.name, hint="Save it as UTF-8.")
+        if start.startswith(_GZIPPED):
+            raise DataError("the file is gzipped", where=source.name, hint="Let its name end in .gz.")
         if start.startswith(codecs.BOM_UTF8):
             file.read(len(codecs.BOM_UTF8))
         yield file

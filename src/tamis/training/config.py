@@ -20,7 +20,7 @@ class TuneConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: float = Field(2.0, gt=0, description="passes over the examples; a fraction ends inside a pass")
+    epochs: float = Field(2.0, gt=0, le=100_000, description="passes over the examples; a fraction ends inside a pass")
     max_steps: int | None = Field(
         None, ge=1, description="exact number of optimizer steps; overrides epochs, repeats the examples if needed"
     )
