@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
 	@echo "make install  the tool at .venv/bin/tamis"
-	@echo "make demo     a real model gets better at sums, with evidence (about 5 minutes)"
+	@echo "make demo     a real model gets better at sums, with evidence (about 2 minutes once installed)"
 	@echo "make test     the fast test suite"
 	@echo "make slow     the slow tests"
 	@echo "make check    lint and types"

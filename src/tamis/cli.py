@@ -236,16 +236,29 @@ def audit(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     repeats: Annotated[int, typer.Option(help="How often pairs are judged again, for self-consistency.", min=0)] = 3,
     out: Annotated[Path | None, typer.Option(help="Folder of the page; default runs/audit-JUDGE-DATA.")] = None,
+    endpoint: Annotated[
+        list[str] | None, typer.Option(help="How an endpoint is asked: concurrency=8, timeout=60, retries, patience.")
+    ] = None,
 ) -> None:
     """Tell whether a judge can be trusted: agreement, place, length, style, consistency, calibration, cost."""
     from tamis import audit as audits
     from tamis.audit.page import print_audit
     from tamis.audit.run import spec
+    from tamis.recipe import assignments
 
     wanted = spec(judge, options or ())
     folder = out or Path("runs") / f"audit-{next(iter(wanted))}-{Path(data).stem}"
     found = audits.audit(
-        wanted, data, model=model, mapping=_pairs(mapping), n=n, seed=seed, repeats=repeats, out=folder, tell=_tell
+        wanted,
+        data,
+        model=model,
+        mapping=_pairs(mapping),
+        n=n,
+        seed=seed,
+        repeats=repeats,
+        out=folder,
+        endpoint=dict(assignments(endpoint or (), "concurrency=8", "--endpoint")),
+        tell=_tell,
     )
     print_audit(found)
 

@@ -232,7 +232,9 @@ def _with_changes(raw: dict[str, Any], changes: Any, where: str) -> dict[str, An
 
 
 def assignments(
-    overrides: Sequence[str] | Mapping[str, Any], example: str = "stages.sample.temperature.n=16"
+    overrides: Sequence[str] | Mapping[str, Any],
+    example: str = "stages.sample.temperature.n=16",
+    flag: str = "--set",
 ) -> list[tuple[str, Any]]:
     """Return overrides as paths and plain values. Raises ConfigError, with the `example`, for one without "="."""
     if isinstance(overrides, Mapping):
@@ -241,8 +243,8 @@ def assignments(
     for override in overrides:
         path, sep, text = override.partition("=")
         if not sep or not path.strip():
-            raise ConfigError(f"'{override}' is not path=value", hint=f"Example: --set {example}")
-        found.append((path.strip(), parse(text, f"--set {path.strip()}")))
+            raise ConfigError(f"'{override}' is not path=value", hint=f"Example: {flag} {example}")
+        found.append((path.strip(), parse(text, f"{flag} {path.strip()}")))
     return found
 
 

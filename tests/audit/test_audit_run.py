@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from tests.models.hostile_server import Server, chat, echo
 
 import tamis.models.resolve  # noqa: F401
 from oracle import Oracle
@@ -230,6 +231,20 @@ def test_refusals(tmp_path):
         audit("answer", KnownAnswers("made here"))
     with pytest.raises(ConfigError, match="--repeats is 1"):
         audit("prefer", pairs, repeats=1)
+    with pytest.raises(ConfigError, match="concurrency"):
+        audit("prefer", pairs, endpoint={"concurency": 2})
+
+
+def test_an_endpoint_is_asked_as_is_said(tmp_path):
+    server = Server()
+    server.answer = lambda request, tries: chat(better(echo(request)))
+    try:
+        pairs = write(tmp_path / "p.jsonl", pair_rows(6))
+        found = audit("prefer", pairs, model=f"{server.base}#m", repeats=0, endpoint={"concurrency": 2})
+    finally:
+        server.close()
+    assert found.figures["agreement"]["accuracy"]["value"] == 1
+    assert server.most_in_flight <= 2
 
 
 def test_the_judge_on_the_command_line(tmp_path):

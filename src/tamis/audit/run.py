@@ -15,6 +15,7 @@ from tamis.audit.trials import labelled, repeat_counts, trials
 from tamis.errors import ConfigError, DataError
 from tamis.files import explained, write_atomic, write_json
 from tamis.hashing import rng
+from tamis.models.options import Asking
 from tamis.needs import require
 from tamis.plain import file_text, parse, plain
 from tamis.preferences import KnownAnswers
@@ -50,20 +51,23 @@ def audit(
     seed: int = 0,
     repeats: int = 3,
     out: Path | None = None,
+    endpoint: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> AuditResult:
     """Return what `judge` is worth on `data`, and write it into the folder `out` where one is given.
 
     `judge` is a recipe form (`"prefer"`, `{"prefer": {"votes": 3}}`) or an object with `compare` (pairs) or `judge`; `data` a
     file (see `tamis.preferences.read`, with `mapping`) of which `n` random rows are used. `model` is what a judge asks (default
-    "smollm2-135m"). Every pair is shown in both orders; `repeats` (0, or 2 and more) further verdicts in the file's order
-    tell self-consistency. Verdicts are kept in `out/verdicts.sqlite` and not asked for again.
+    "smollm2-135m"), an endpoint as `endpoint` says (the fields of `models.options.Asking`). Every pair is shown in both
+    orders; `repeats` (0, or 2 and more) further verdicts in the file's order tell self-consistency. Verdicts are kept in
+    `out/verdicts.sqlite` and not asked for again.
 
     Raises ConfigError for an unknown judge or option, DataError for data without known answers or with one label alone,
     ModelError for a model that lacks what the judge needs.
     """
     if repeats == 1 or repeats < 0:
         raise ConfigError(f"--repeats is {repeats}", hint="Self-consistency takes 2 repeats or more; 0 leaves it out.")
+    asked = registry.construct(Asking, Asking.model_fields, dict(endpoint or {}), "endpoint")
     made = build(judge, model) if isinstance(judge, str | Mapping) else judge
     found = data if isinstance(data, KnownAnswers) else preferences.read(str(data), mapping)
     found = found.sample(n, seed)
@@ -74,7 +78,7 @@ def audit(
             out.mkdir(parents=True, exist_ok=True)
     replies = Replies(out / "verdicts.sqlite" if out else None)
     try:
-        asker, named = _asker(made, model, replies, tell)
+        asker, named = _asker(made, model, asked.options, replies, tell)
         sitting = asker.sit(found, seed=seed, repeats=repeats)
     finally:
         replies.close()
@@ -110,7 +114,7 @@ def build(judge: str | Mapping[str, Any], model: str | None) -> Any:
 
 
 def _asker(
-    judge: Any, model: str | None, replies: Replies, tell: Callable[[str], None]
+    judge: Any, model: str | None, asked: Mapping[str, Any], replies: Replies, tell: Callable[[str], None]
 ) -> tuple[Asker, dict[str, Any]]:
     """Return who asks, and the model's name and identity. The model is loaded when the first verdict is missing."""
     component = getattr(judge, "component", None)
@@ -127,7 +131,8 @@ def _asker(
     hint = "Name another with --model: a packaged model (tamis models list), a folder, a hub id or an endpoint."
     require(f"the judge '{component.name}'", component.needs, name, hint)
     ref = resolve(name)
-    asker = Asker(judge, replies=replies, identity=ref.identity, load=lambda: load(ref), tell=tell)
+    options = asked if ref.kind == "endpoint" else {}
+    asker = Asker(judge, replies=replies, identity=ref.identity, load=lambda: load(ref, **options), tell=tell)
     return asker, {"model": name, "identity": ref.identity}
 
 
